@@ -1,0 +1,1 @@
+"""The algorithms of the book: one module per chapter, plain PyTorch, any device, differentiable."""
