@@ -45,6 +45,7 @@ COLOURS = {
 # Widths in inches. At 72 points to the inch this fills the website's text column.
 _WIDTH = 7.6
 _HEIGHT = 2.9
+_DPI = 144  # of photographs inside the drawing
 
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -54,6 +55,7 @@ _STYLE: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.labelsize": 10,
     "axes.linewidth": 0.8,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS.values())})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
@@ -74,16 +76,15 @@ _STYLE: dict[str, Any] = {
     "legend.labelcolor": INK,
     "lines.linewidth": 1.8,
     "patch.edgecolor": INK,
-    "savefig.dpi": 144,  # of photographs inside the drawing
-    "savefig.facecolor": PAPER,
-    "svg.fonttype": "path",  # the same letters on a machine without the font
-    "svg.hashsalt": "checked",
     "text.color": INK,
     "xtick.color": INK,
     "xtick.labelsize": 9,
     "ytick.color": INK,
     "ytick.labelsize": 9,
 }
+
+# Neither the day nor the version of the program belongs to what a figure shows.
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def figure(
@@ -128,11 +129,7 @@ def figure(
     # "default" first: a reader's own matplotlibrc must not change the book's figures.
     style.use(["default", _STYLE])
     fig = Figure(figsize=(width, height if height is not None else _HEIGHT * rows))
-    # The colours in their order, for plots that name none.
-    axes = fig.subplots(rows, columns)
-    for one in np.ravel(axes):
-        one.set_prop_cycle(color=list(COLOURS.values()))
-    return fig, axes
+    return fig, fig.subplots(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -181,11 +178,12 @@ def show(fig: Any) -> Picture:
     if not isinstance(fig, Figure):
         raise TypeError(f"fig must be a matplotlib Figure, not {type(fig).__name__}")
     stream = io.StringIO()
-    with matplotlib.rc_context({name: _STYLE[name] for name in _STYLE if name.startswith("svg.")}):
-        fig.savefig(stream, format="svg", metadata={"Date": None}, facecolor=PAPER)
+    # Letters are drawn as paths: they look the same where the font is missing.
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "checked"}):
+        fig.savefig(stream, format="svg", dpi=_DPI, metadata=_NO_METADATA)
     description = _describe(fig)
     pyplot.close(fig)
-    return Picture(_own_ids(stream.getvalue()), description)
+    return Picture(_for_a_page(stream.getvalue()), description)
 
 
 def _describe(fig: Any) -> str:
@@ -196,13 +194,19 @@ def _describe(fig: Any) -> str:
     return f"Figure: {len(panels)} panel{'' if len(panels) == 1 else 's'}{named}"
 
 
-def _own_ids(svg: str) -> str:
-    """Return the SVG alone, with ids that no other figure on the same page has.
+def _for_a_page(svg: str) -> str:
+    """Return the SVG fit to stand inside a page with other figures.
 
-    Matplotlib numbers its parts from one in each figure and names clip paths by their number. On a
-    page with two inlined figures the second would be clipped by the first one's paths.
+    Matplotlib numbers its parts from one in each figure and names clip paths by their number: the
+    second figure of a page would be clipped by the first one's paths. Its style sheet would reach
+    the whole page. So each figure gets ids of its own, and the style sheet becomes attributes.
     """
-    svg = svg[svg.index("<svg") :]  # no XML declaration: the drawing is inlined into a page
+    svg = svg[svg.index("<svg") :]  # no XML declaration
+    rule = re.compile(r" <defs>\s*<style[^>]*>\*\{([^}]*)\}</style>\s*</defs>\n")
+    found = rule.search(svg)
+    if found is not None:
+        svg = rule.sub("", svg, count=1)
+        svg = svg.replace("<svg ", f'<svg style="{found[1]}" ', 1)  # all its parts inherit it
     mark = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8] + "-"
     svg = re.sub(r'(\bid=")', rf"\g<1>{mark}", svg)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}", svg)
@@ -269,9 +273,7 @@ def overlay(image: ArrayLike, mask: ArrayLike, alpha: float = 0.5) -> NDArray[np
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"mask must have shape {picture.shape[:2]}, as image, not {labels.shape}")
     if labels.size and (labels.min() < 0 or labels.max() > 255):
-        raise ValueError(
-            f"mask must have labels 0..255, but holds {labels.min()}..{labels.max()}"
-        )
+        raise ValueError(f"mask must have labels 0..255, but holds {labels.min()}..{labels.max()}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, not {alpha}")
     tint = voc_palette()[labels]  # (H, W, 3)
