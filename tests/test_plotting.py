@@ -78,13 +78,20 @@ def test_svg_uses_only_colours_that_the_site_can_turn() -> None:
     assert fills[:2] == [PAPER, "none"]
 
 
-def test_no_part_is_left_in_the_default_black() -> None:
-    # A shape with neither fill nor stroke of its own would be black, on the dark page too.
-    svg = show(drawing()).svg
-    shapes = re.findall(r"<(?:path|use)\b[^>]*>", svg.replace("\n", " "))
-    bare = [shape for shape in shapes if "style=" not in shape and " x=" in shape]
-    assert shapes
-    assert not bare
+def words_in_ink(svg: str) -> list[bool]:
+    """For each text of the drawing, whether its letters are filled with the ink."""
+    parts = re.split(r'<g id="[^"]*text_\d+">', svg)[1:]
+    return [f"fill: {INK}" in part[:300] for part in parts]
+
+
+def test_words_are_written_in_ink() -> None:
+    inked = words_in_ink(show(drawing()).svg)
+    assert len(inked) > 20  # tick labels of two axes and a bar, the legend, the title
+    assert all(inked)
+    # Matplotlib leaves black out, and black is what the dark page would then show.
+    fig = drawing()
+    fig.axes[0].text(1, 0, "black", color="black")
+    assert words_in_ink(show(fig).svg).count(False) == 1
 
 
 def test_svg_is_one_element_without_a_style_sheet() -> None:

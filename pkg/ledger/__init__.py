@@ -20,7 +20,7 @@ from pkg.ledger.errors import (
     NotProved,
     VacuousCheck,
 )
-from pkg.ledger.ledger import Ledger, Summary
+from pkg.ledger.ledger import Ledger, Refusal, Summary
 from pkg.ledger.notation import latex
 from pkg.ledger.operators import MaxOver, MinOver, iverson
 from pkg.ledger.proof import Induction
@@ -38,6 +38,7 @@ __all__ = [
     "MaxOver",
     "MinOver",
     "NotProved",
+    "Refusal",
     "Summary",
     "VacuousCheck",
     "iverson",

@@ -20,11 +20,17 @@ def _loop_sum(printer: Any, expr: sp.Sum) -> str:
         f"for {printer._print(i)} in range({printer._print(low)}, {printer._print(high)} + 1)"
         for i, low, high in reversed(expr.limits)
     )
-    return f"(builtins.sum({printer._print(expr.function)} {loops}))"
+    # The float start makes 0/0 of two counts NaN, where Python's integers would raise.
+    return f"(builtins.sum(({printer._print(expr.function)} {loops}), {printer.zero}))"
 
 
 def _brackets(printer: Any, expr: sp.Indexed) -> str:
-    indices = ", ".join(printer._print(index) for index in expr.indices)
+    # NumPy's floor gives a float, and no array takes one as an index.
+    rounded = (sp.floor, sp.ceiling)
+    indices = ", ".join(
+        f"builtins.int({printer._print(index)})" if index.has(*rounded) else printer._print(index)
+        for index in expr.indices
+    )
     return f"{printer._print(expr.base.label)}[{indices}]"
 
 
@@ -44,6 +50,7 @@ def _relation(printer: Any, expr: Any) -> str:
 
 
 class _NumpyCode(NumPyPrinter):  # type: ignore[misc]
+    zero = "float64(0)"
     _print_Sum = _loop_sum
     _print_Indexed = _brackets
     _print_Piecewise = _first_true
@@ -51,6 +58,7 @@ class _NumpyCode(NumPyPrinter):  # type: ignore[misc]
 
 
 class _TorchCode(TorchPrinter):  # type: ignore[misc]
+    zero = "0"
     _print_Sum = _loop_sum
     _print_Indexed = _brackets
     _print_Piecewise = _first_true
@@ -128,9 +136,10 @@ def compare(
     if wrong.any():
         at = tuple(int(x) for x in np.argwhere(wrong)[0])
         place = f" at {at}" if at else ""
-        raise Disagreement(
-            f"{where}{place}: {a[at]!r} from the code, {b[at]!r} from the equation"
-        )
+        ours, theirs = (f"{value:.6g}" for value in (a[at], b[at]))
+        if ours == theirs:  # they differ only in the last digits: show them all
+            ours, theirs = repr(float(a[at])), repr(float(b[at]))
+        raise Disagreement(f"{where}{place}: {ours} from the code, {theirs} from the equation")
     seen.values += a.size
     seen.undefined += int(nan.sum())
 

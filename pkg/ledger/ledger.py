@@ -60,6 +60,7 @@ class Ledger:
         self.order = tuple(order)
         self.definitions = Definitions()
         self._entries: dict[str, Entry] = {}
+        self._comparisons: dict[str, Callable[[Callable[..., Any], str], str]] = {}
 
     # ------------------------------------------------------------------ the four verbs
 
@@ -77,7 +78,8 @@ class Ledger:
 
     def check(
         self, name: str, equation: sp.Eq, implementation: Callable[..., Any], *, on: Cases,
-        title: str, source: str = "", latex: str | None = None, **comparing: Any,
+        title: str, source: str = "", latex: str | None = None, primitive: bool = False,
+        **comparing: Any,
     ) -> Entry:
         """Compare the right side of `equation` with `implementation` on the inputs of `on`.
 
@@ -98,6 +100,8 @@ class Ledger:
             What it says in a few words, and where it comes from.
         latex
             Another LaTeX form; accepted only if SymPy's parser reads it back to `equation`.
+        primitive
+            Later entries keep the left side as a symbol instead of putting its meaning in.
         **comparing
             `ulps`, `scale`, `dtypes`, `undefined`: see `pkg.ledger.cases.Comparing`.
 
@@ -109,7 +113,7 @@ class Ledger:
             If no finite value was compared.
         """
         called, sentence = self._compare(name, equation, implementation, on, comparing)
-        if Definitions.defines(equation):
+        if Definitions.defines(equation) and not primitive:
             self._remember(equation)
         return self._add(name, equation, title, source, ("checked",), (sentence,), (called,), latex)
 
@@ -212,6 +216,23 @@ class Ledger:
             raise ValueError("a cited entry needs its source and why it is not shown here")
         return self._add(name, relation, title, source, ("cited",), (why,), latex=latex)
 
+    def refuse(self, name: str, variant: Callable[..., Any]) -> Refusal:
+        """Hold a mistaken `variant` against the entry `name`, and show that it is refused.
+
+        Raises
+        ------
+        LedgerError
+            If the entry compares nothing, or the variant passes: the check is then too weak.
+        """
+        if name not in self._comparisons:
+            raise LedgerError(f"{self.chapter}:{name} compares no code, so it can refuse none")
+        called = variant.__name__
+        try:
+            self._comparisons[name](variant, called)
+        except LedgerError as error:
+            return Refusal(f"{self.chapter}:{name}", called, str(error))
+        raise LedgerError(f"{self.chapter}:{name} accepts {called}: the check is too weak")
+
     # ------------------------------------------------------------------ what is there
 
     @property
@@ -253,10 +274,14 @@ class Ledger:
             raise LedgerError(f"{name}: only an equation can be compared with code")
         full = public_name(implementation)
         right = self.definitions.unfold(equation.rhs)
-        sentence = Comparing(**comparing).run(
-            f"{self.chapter}:{name}", right, equation.lhs, self.ranges, on, implementation,
-            full.rsplit(".", 1)[-1],
-        )
+
+        def run(code: Callable[..., Any], called: str) -> str:
+            return Comparing(**comparing).run(
+                f"{self.chapter}:{name}", right, equation.lhs, self.ranges, on, code, called
+            )
+
+        sentence = run(implementation, full.rsplit(".", 1)[-1])
+        self._comparisons[name] = run
         return full, sentence
 
     def _latex(self, expression: Any) -> str:
@@ -311,6 +336,26 @@ def read_back(latex: str, equation: Any, names: Mapping[Any, str]) -> None:
     )
     if not same:
         raise LedgerError(f"this LaTeX reads as {parsed}, not as {equation}")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A mistaken variant, the entry that refused it, and the first number that gave it away."""
+
+    entry: str
+    variant: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"refused by {self.reason}"
+
+    def _repr_markdown_(self) -> str:
+        where, _, what = self.reason.partition(": ")
+        what = what or where
+        return f"`{self.variant}` is **refused** by {{eq}}`{self.entry}`: {what}."
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ Differences from SymPy's own printer, and why:
 - indices stand side by side (`n_{ij}`), as in the papers, where each is one letter or digit;
 - a double sum is printed as two sums, outer first, so that its order can be seen;
 - terms and factors follow the order in which the chapter lists its symbols (`TP + FP + FN`), then
-  SymPy's; positive terms come before negative ones, and a number first (`1 + x`, not `x + 1`);
+  SymPy's; positive terms come before negative ones, and a number first (`1 + x`) unless it is
+  added to a count (`k + 1`);
 - a sum over a plain denominator is printed as a fraction times the sum;
-- a `Piecewise` with values (a, 0) is printed as the Iverson bracket.
+- `iverson` is printed as the bracket, and a `Piecewise` with values (a, 0) as bracket times a.
 """
 
 from __future__ import annotations
@@ -110,8 +111,10 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
         def rank(item: tuple[int, sp.Expr]) -> tuple[int, int, int]:
             position, term = item
             negative = term.could_extract_minus_sign()
-            return (2 if negative else 0 if term.is_number else 1, self._place(term), position)
+            first = term.is_number and not counting
+            return (2 if negative else 0 if first else 1, self._place(term), position)
 
+        counting = all(term.is_integer for term in expr.args)
         terms = list(expr.args) if self._settings["order"] == "none" else list(
             self._as_ordered_terms(expr, order=order)
         )
@@ -148,12 +151,17 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
         needed = self._needs_mul_brackets(expr, first=first, last=last)
         return rf"\left({tex}\right)" if needed else str(tex)
 
+    def _print_iverson(self, expr: Any, exp: Any = None) -> str:
+        bracket = rf"\left[{self._print(expr.args[0])}\right]"
+        if len(expr.args) == 2:
+            body = self._print(expr.value)
+            bracket += rf"\left({body}\right)" if expr.value.is_Add else rf"\,{body}"
+        return bracket if exp is None else rf"\left({bracket}\right)^{{{exp}}}"
+
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
         if len(expr.args) == 2 and expr.args[1].expr == 0:
             value, condition = expr.args[0]
             bracket = rf"\left[{self._print(condition)}\right]"
-            if value == 1:
-                return bracket
             body = self._print(value)
             return rf"{bracket}\left({body}\right)" if value.is_Add else rf"{bracket}\,{body}"
         return str(super()._print_Piecewise(expr))

@@ -97,8 +97,12 @@ class MinOver(_ExtremumOver):
         return sp.Min
 
 
-def iverson(condition: Any) -> sp.Piecewise:
-    """Return the Iverson bracket: 1 where `condition` holds, else 0.
+class iverson(sp.Function):  # noqa: N801  (it is written like a function)
+    """The Iverson bracket: 1, or `value`, where a condition holds, else 0.
+
+    With a value it is a strong bracket: where the condition fails the result is 0 even if the value
+    does not exist there (0/0). A `Piecewise` would say the same, but SymPy merges products of
+    those, turns their conditions round, and moves them out of sums whose index they use.
 
     Examples
     --------
@@ -106,5 +110,39 @@ def iverson(condition: Any) -> sp.Piecewise:
     >>> x = sp.symbols("x", real=True)
     >>> iverson(x > 0).subs(x, 3)
     1
+    >>> iverson(x > 0, 1 / x).subs(x, 0)
+    0
     """
-    return sp.Piecewise((1, condition), (0, True), evaluate=False)
+
+    nargs = (1, 2)
+
+    @classmethod
+    def eval(cls, condition: Any, value: Any = sp.Integer(1)) -> Any:
+        """Return the value or 0 once the condition is decided."""
+        if condition in (True, False):
+            return value if condition == True else sp.Integer(0)  # noqa: E712
+        return None
+
+    @property
+    def value(self) -> Any:
+        """What the bracket is worth where the condition holds."""
+        return self.args[1] if len(self.args) == 2 else sp.Integer(1)
+
+    def _eval_is_nonnegative(self) -> bool | None:
+        return True if self.value.is_nonnegative else None
+
+    def _eval_is_extended_real(self) -> bool | None:
+        return True if self.value.is_extended_real else None
+
+    def _eval_subs(self, old: Any, new: Any) -> Any:
+        condition = self.args[0].subs(old, new)
+        if condition == False:  # noqa: E712
+            return sp.Integer(0)  # before the value, which may not exist here
+        return self.func(condition, self.value.subs(old, new))
+
+    def _pythoncode(self, printer: Any) -> str:
+        value, condition = (printer._print(part) for part in (self.value, self.args[0]))
+        return f"(({value}) if ({condition}) else 0)"
+
+    _numpycode = _pythoncode
+    _torchcode = _pythoncode

@@ -304,6 +304,24 @@ def test_a_symbol_cannot_get_two_meanings(ledger):
         ledger.define("loop", Eq(N, 2 * N + T), title="Loop")
 
 
+def test_a_mistaken_variant_is_refused_and_shown(ledger, matrices):
+    ledger.check("total", TOTAL, total, on=matrices, title="Total")
+    shown = ledger.refuse("total", lambda m: total(m) + 1)
+    assert "from the code" in str(shown)
+    assert "refused" in shown._repr_markdown_()
+    with pytest.raises(LedgerError, match="accepts"):
+        ledger.refuse("total", lambda m: float(m.sum()))
+    ledger.prove("square", Eq((x + y) ** 2, x**2 + 2 * x * y + y**2), title="Square")
+    with pytest.raises(LedgerError, match="compares no code"):
+        ledger.refuse("square", total)
+
+
+def test_a_primitive_symbol_keeps_its_place_in_later_entries(ledger, matrices):
+    ledger.check("total", TOTAL, total, on=matrices, title="Total", primitive=True)
+    with pytest.raises(NotProved):
+        ledger.prove("rows", Eq(N, Sum(n[i, j], (j, 0, k), (i, 0, k))), title="Not known")
+
+
 def test_code_that_nobody_can_import_is_refused(ledger, matrices):
     with pytest.raises(LedgerError, match="cannot be imported"):
         ledger.check("total", TOTAL, lambda m: total(m), on=matrices, title="Total")
