@@ -68,6 +68,7 @@ def execute(path: Path, notebook: Any, progress: Any) -> None:
         timeout=SECONDS_PER_CELL,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # how prints are cut into pieces depends on timing
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=count,
     )

@@ -7,26 +7,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
+
+
+#: What scrolls must be reachable by keyboard.
+SCROLLS = "div.highlight pre, div.math, p.ledger-equation, div.cell_output pre, table.genindextable"
 
 
 def mend(html: str) -> str:
     """Return a page's HTML with the theme's accessibility faults repaired."""
     soup = BeautifulSoup(html, "html.parser")
-    for table in soup.find_all("table"):
-        _scope(table)
-    for block in soup.select("div.highlight pre, div.math-wrapper, div.pst-scrollable-table-container, div.math.notranslate"):
-        block["tabindex"] = "0"  # what scrolls must be reachable by keyboard
-    for box in soup.select("div.output pre, div.cell_output pre"):
-        box["tabindex"] = "0"
-    return str(soup)
-
-
-def _scope(table: Tag) -> None:
-    for head in table.select("thead th"):
+    for head in soup.select("table thead th"):
         head["scope"] = "col"
+    for box in soup.select(SCROLLS):
+        box["tabindex"] = "0"
+    # A name that differs from the visible text is no use to someone who speaks it.
+    for button in soup.select("button.search-button-field, details > summary"):
+        button.attrs.pop("aria-label", None)
+    for button in soup.select("button.theme-switch-button"):
+        del button["aria-label"]
+        for icon in button.select("svg, i"):
+            icon["aria-hidden"] = "true"
+        if button.select_one("span.sr-only") is None:
+            name = soup.new_tag("span", attrs={"class": "sr-only"})
+            name.string = "Color mode"
+            button.append(name)
+    # The side bar's folds have no name at all.
+    for fold in soup.select("nav summary"):
+        if not fold.get_text(strip=True):
+            entry = fold.find_parent("li")
+            link = entry.find("a") if entry is not None else None
+            fold["aria-label"] = f"Pages under {link.get_text(strip=True) if link else 'this one'}"
+    return str(soup)
 
 
 def _finish(app: Sphinx, exception: Exception | None) -> None:

@@ -107,10 +107,10 @@ class ChapterTable(SphinxDirective):
                     nodes.Text(" "),
                     nodes.inline("", "in preparation", classes=["in-preparation"]),
                 ]
-            part = [nodes.Text(f"{chapter.part} · {PARTS[chapter.part]}")]
-            rows.append([title, [nodes.Text(chapter.derives)], part])
+            part: Cell = [nodes.Text(f"{chapter.part} {PARTS[chapter.part]}")]
+            rows.append([part, title, [nodes.Text(chapter.derives)]])
         table = plain_table(
-            ["Chapter", "What it derives", "Part"], rows, "chapters", label="The twelve chapters"
+            ["Part", "Chapter", "What it derives"], rows, "chapters", label="The twelve chapters"
         )
         return [table]
 
