@@ -34,6 +34,8 @@ def mend(html: str) -> str:
             name = soup.new_tag("span", attrs={"class": "sr-only"})
             name.string = "Color mode"
             button.append(name)
+    for entry in soup.select("[role=doc-biblioentry]"):
+        del entry["role"]  # deprecated; the list around it says enough
     # The side bar's folds have no name at all.
     for fold in soup.select("nav summary"):
         if not fold.get_text(strip=True):

@@ -1,0 +1,27 @@
+"""Each kind of kernel test runs in a process of its own, and is skipped in the others.
+
+- `interpreter`: `TRITON_INTERPRET=1` must be set before a kernel is imported;
+- `gate`: it must not be set, or there is nothing to compile;
+- `gpu`: needs a CUDA device;
+- no mark: operators on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if "interpreter" in marks and not INTERPRETING:
+            item.add_marker(pytest.mark.skip(reason="set TRITON_INTERPRET=1"))
+        elif "gate" in marks and INTERPRETING:
+            item.add_marker(pytest.mark.skip(reason="unset TRITON_INTERPRET"))
+        elif "gpu" in marks and (INTERPRETING or not torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
