@@ -59,16 +59,34 @@ def tests(session: nox.Session) -> None:
         _pytest(session, *session.posargs)
         return
     _pytest(
-        session, "-n", JOBS, "--dist", "loadfile", "--doctest-modules", "pkg", "tests",
-        "--ignore=tests/cuda", "--ignore=tests/site", "--ignore=pkg/cuda",
+        session,
+        "-n",
+        JOBS,
+        "--dist",
+        "loadfile",
+        "--doctest-modules",
+        "pkg",
+        "tests",
+        "--ignore=tests/cuda",
+        "--ignore=tests/site",
+        "--ignore=pkg/cuda",
     )
     # Kernels need processes of their own: the interpreter is chosen when a kernel is imported.
     _pytest(session, "tests/cuda", "-m", "interpreter", TRITON_INTERPRET="1")
     _pytest(session, "tests/cuda", "-m", "gate")
     _pytest(session, "tests/cuda", "-m", "not interpreter and not gate and not gpu")
     _pytest(
-        session, "-p", "tests.notebooks.nbval_figures", "--nbval", "--nbval-sanitize-with",
-        "tests/notebooks/sanitize.cfg", "-n", JOBS, "--dist", "loadfile", "book/chapters",
+        session,
+        "-p",
+        "tests.notebooks.nbval_figures",
+        "--nbval",
+        "--nbval-sanitize-with",
+        "tests/notebooks/sanitize.cfg",
+        "-n",
+        JOBS,
+        "--dist",
+        "loadfile",
+        "book/chapters",
     )
 
 

@@ -88,10 +88,14 @@ def measure(
             busy[label].append(process)
         done += 1
     timings = {
-        label: Timing(*(float(np.percentile(wall[label], q)) for q in (50, 20, 80)),
-                      process=float(np.median(busy[label])))
+        label: Timing(
+            median=float(np.median(wall[label])),
+            p20=float(np.percentile(wall[label], 20)),
+            p80=float(np.percentile(wall[label], 80)),
+            process=float(np.median(busy[label])),
+        )
         for label in contenders
-    }  # fmt: skip
+    }
     base = timings[ours].median
     ratios = {label: timing.median / base for label, timing in timings.items()}
     return Case(name, threads, timings, ratios, {"rounds": done, **notes})

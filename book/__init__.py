@@ -1,0 +1,1 @@
+"""The book: chapters, pages, and what builds them."""

@@ -8,12 +8,12 @@ import pytest
 
 from book import refresh
 
-SCRIPT = '''# %% [markdown]
+SCRIPT = """# %% [markdown]
 # # A chapter
 
 # %% tags=["hide-input"]
 {source}
-'''
+"""
 
 
 def run(tmp_path, source="1 + 1"):
@@ -37,7 +37,10 @@ def test_a_script_becomes_a_chapter_and_a_second_run_changes_nothing(tmp_path, c
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("1 / 0", "ZeroDivisionError"), ("import sys; print('x', file=sys.stderr)", "wrote to stderr")],
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; print('x', file=sys.stderr)", "wrote to stderr"),
+    ],
 )
 def test_a_chapter_that_fails_is_left_as_it_was(tmp_path, capsys, source, said):
     assert run(tmp_path) == 0

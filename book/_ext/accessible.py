@@ -11,7 +11,6 @@ from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-
 #: What scrolls must be reachable by keyboard.
 SCROLLS = "div.highlight pre, div.math, p.ledger-equation, div.cell_output pre, table.genindextable"
 
@@ -34,8 +33,8 @@ def mend(html: str) -> str:
             name = soup.new_tag("span", attrs={"class": "sr-only"})
             name.string = "Color mode"
             button.append(name)
-    for entry in soup.select("[role=doc-biblioentry]"):
-        del entry["role"]  # deprecated; the list around it says enough
+    for work in soup.select("[role=doc-biblioentry]"):
+        del work["role"]  # deprecated; the list around it says enough
     # The side bar's folds have no name at all.
     for fold in soup.select("nav summary"):
         if not fold.get_text(strip=True):

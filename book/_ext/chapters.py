@@ -40,51 +40,75 @@ PARTS = {
 
 CHAPTERS = (
     Chapter(
-        "mixed_precision", "IEEE 754 and mixed precision", "I",
+        "mixed_precision",
+        "IEEE 754 and mixed precision",
+        "I",
         "Rounding, subnormal numbers, and why loss scaling saves small gradients",
     ),
     Chapter(
-        "flash_attention", "From online softmax to FlashAttention", "I",
+        "flash_attention",
+        "From online softmax to FlashAttention",
+        "I",
         "Attention in one pass over the keys, forward and backward, and its memory traffic",
     ),
     Chapter(
-        "dilated_convolution", "Dilated convolution", "I",
+        "dilated_convolution",
+        "Dilated convolution",
+        "I",
         "Receptive fields, output sizes, and which dilation rates leave holes",
     ),
     Chapter(
-        "segmentation_metrics", "Segmentation metrics", "II",
+        "segmentation_metrics",
+        "Segmentation metrics",
+        "II",
         "Pixel accuracy, IoU, Dice and their kin: how they are tied, and where they disagree",
     ),
     Chapter(
-        "segment_anything", "Segment Anything", "II",
+        "segment_anything",
+        "Segment Anything",
+        "II",
         "Prompts to masks: the decoder, focal and Dice loss, the stability score",
     ),
     Chapter(
-        "two_stream", "Two-stream action recognition", "II",
+        "two_stream",
+        "Two-stream action recognition",
+        "II",
         "Fusing appearance and motion: logits or probabilities, and inflated filters",
     ),
     Chapter(
-        "coupling_flows", "Coupling flows: NICE, RealNVP, Glow", "III",
+        "coupling_flows",
+        "Coupling flows: NICE, RealNVP, Glow",
+        "III",
         "Invertible layers, their log-determinants, and bits per dimension",
     ),
     Chapter(
-        "rectified_flow", "From normalizing flows to rectified flow", "III",
+        "rectified_flow",
+        "From normalizing flows to rectified flow",
+        "III",
         "The continuity equation, flow matching, and the straight path",
     ),
     Chapter(
-        "stable_diffusion_3", "Stable Diffusion 3", "III",
+        "stable_diffusion_3",
+        "Stable Diffusion 3",
+        "III",
         "Timestep densities, the resolution shift, and the joint transformer",
     ),
     Chapter(
-        "speculative_decoding", "Speculative decoding", "IV",
+        "speculative_decoding",
+        "Speculative decoding",
+        "IV",
         "Why rejection keeps the target's law exactly, and how much time it saves",
     ),
     Chapter(
-        "medusa", "Medusa", "IV",
+        "medusa",
+        "Medusa",
+        "IV",
         "Several heads, a tree of candidates, and typical acceptance",
     ),
     Chapter(
-        "multi_token_prediction", "Multi-token prediction", "IV",
+        "multi_token_prediction",
+        "Multi-token prediction",
+        "IV",
         "Losses over several tokens ahead, their memory, and their alignment",
     ),
 )
@@ -99,7 +123,7 @@ class ChapterTable(SphinxDirective):
         """Return the table; a chapter that is not in the book yet gets no link."""
         rows: list[list[Cell]] = []
         for chapter in CHAPTERS:
-            title: Cell = [nodes.inline("", chapter.title, classes=["chapter-title"])]
+            title: list[nodes.Node] = [nodes.inline("", chapter.title, classes=["chapter-title"])]
             if chapter.docname in self.env.found_docs:
                 title = [document_link(chapter.docname, chapter.title, self.env.docname)]
             else:

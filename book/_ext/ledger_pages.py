@@ -22,7 +22,6 @@ from book._ext.chapters import CHAPTERS, TITLES
 from book._ext.markup import (
     Cell,
     chip,
-    code_link,
     document_link,
     equation_link,
     evidence_line,
@@ -59,7 +58,7 @@ class _LedgerDirective(SphinxDirective):
         stored = _notebooks(self.env)
         for name in stored:
             self.env.note_dependency(self.env.doc2path(name))
-        pages = getattr(self.env, "ledger_pages", set())
+        pages: set[str] = getattr(self.env, "ledger_pages", set())
         self.env.ledger_pages = pages | {self.env.docname}  # type: ignore[attr-defined]
         return stored
 
@@ -77,12 +76,19 @@ class LedgerEntry(_LedgerDirective):
             if record is None:
                 continue
             equation = nodes.math_block(
-                record.latex, record.latex, nowrap=False, number=None, label=None, docname=here,
+                record.latex,
+                record.latex,
+                nowrap=False,
+                number=None,
+                label=None,
+                docname=here,
                 ledger_entry=record.id,
             )
             link = nodes.paragraph(classes=["ledger-entry-link"])
             link += [
-                nodes.Text("Equation "), equation_link(record.id, here), nodes.Text(" of "),
+                nodes.Text("Equation "),
+                equation_link(record.id, here),
+                nodes.Text(" of "),
                 document_link(docname, TITLES.get(record.chapter, record.chapter), here),
             ]
             title = nodes.paragraph("", record.title, classes=["ledger-entry-title"])
@@ -135,7 +141,8 @@ class LedgerTable(_LedgerDirective):
     def _row(self, record: Record) -> list[Cell]:
         here = self.env.docname
         name: list[nodes.Node] = [
-            equation_link(record.id, here), nodes.Text(f" {record.title} "),
+            equation_link(record.id, here),
+            nodes.Text(f" {record.title} "),
             nodes.literal("", record.id.split(":")[1], classes=["ledger-id"]),
         ]
         equation = nodes.paragraph("", "", classes=["ledger-equation"])
@@ -156,14 +163,18 @@ def _on_source(app: Sphinx, docname: str, content: list[str]) -> None:
         logger.warning("a broken ledger record: %s", problem, location=docname)
     for cell in stored.latex_cells:
         logger.warning(
-            "cell %d prints LaTeX that is not a ledger entry; state it through the ledger", cell,
+            "cell %d prints LaTeX that is not a ledger entry; state it through the ledger",
+            cell,
             location=docname,
         )
     for record in stored.records:
         if record.chapter != slug or not record.id.startswith(f"{slug}:"):
             logger.warning(
                 "cell %d: the entry %s does not belong to the chapter %s",
-                record.cell, record.id, slug, location=docname,
+                record.cell,
+                record.id,
+                slug,
+                location=docname,
             )
     content[0] = without_records(content[0])
 
@@ -194,12 +205,19 @@ def _on_read(app: Sphinx, doctree: nodes.document) -> None:
         if label not in known:
             logger.warning(
                 "the display equation %s (%r) is not a ledger entry of this page: %.60s",
-                words, label, " ".join(block.astext().split()), location=location,
+                words,
+                label,
+                " ".join(block.astext().split()),
+                location=location,
             )
         elif block.astext().split() != known[label].latex.split():
             logger.warning(
                 "the display equation %s carries the label %s, but is not what that entry "
-                "states: %.60s", words, label, " ".join(block.astext().split()), location=location,
+                "states: %.60s",
+                words,
+                label,
+                " ".join(block.astext().split()),
+                location=location,
             )
     implementations = sorted({name for r in known.values() for name in r.implementations})
     for raw in list(doctree.findall(nodes.raw)):
@@ -210,7 +228,8 @@ def _on_read(app: Sphinx, doctree: nodes.document) -> None:
         elif raw.get("format") == "html" and _HTML_MATH.search(raw.astext()):
             location, words = _place(raw, docname, notebook)
             logger.warning(
-                "raw HTML %s holds a display equation that is not a ledger entry", words,
+                "raw HTML %s holds a display equation that is not a ledger entry",
+                words,
                 location=location,
             )
 
@@ -231,7 +250,10 @@ def _on_consistency(app: Sphinx, env: BuildEnvironment) -> None:
             place = f"{docname}, cell {record.cell}"
             if record.id in seen:
                 logger.warning(
-                    "the ledger id %s is used twice: %s and %s", record.id, seen[record.id], place,
+                    "the ledger id %s is used twice: %s and %s",
+                    record.id,
+                    seen[record.id],
+                    place,
                     location=docname,
                 )
             seen.setdefault(record.id, place)

@@ -16,24 +16,42 @@ Cell = Sequence[nodes.Node]
 def document_link(target: str, text: str, source: str) -> addnodes.pending_xref:
     """Return a link to a document; `source` is the document that it stands in."""
     return addnodes.pending_xref(
-        "", nodes.inline("", text), refdomain="std", reftype="doc", reftarget=f"/{target}",
-        refdoc=source, refexplicit=True, refwarn=True,
+        "",
+        nodes.inline("", text),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/{target}",
+        refdoc=source,
+        refexplicit=True,
+        refwarn=True,
     )
 
 
 def equation_link(label: str, source: str) -> addnodes.pending_xref:
     """Return a link to a numbered equation; its text becomes the number."""
     return addnodes.pending_xref(
-        "", nodes.literal("", label), refdomain="math", reftype="eq", reftarget=label,
-        refdoc=source, refexplicit=False, refwarn=True,
+        "",
+        nodes.literal("", label),
+        refdomain="math",
+        reftype="eq",
+        reftarget=label,
+        refdoc=source,
+        refexplicit=False,
+        refwarn=True,
     )
 
 
 def code_link(name: str, source: str, text: str | None = None) -> addnodes.pending_xref:
     """Return a link from a Python name to its place in the API pages."""
     return addnodes.pending_xref(
-        "", nodes.literal("", text or name, classes=["xref", "py"]), refdomain="py",
-        reftype="obj", reftarget=name, refdoc=source, refexplicit=True, refwarn=True,
+        "",
+        nodes.literal("", text or name, classes=["xref", "py"]),
+        refdomain="py",
+        reftype="obj",
+        reftarget=name,
+        refdoc=source,
+        refexplicit=True,
+        refwarn=True,
     )
 
 
@@ -76,7 +94,11 @@ def _row(cells: Sequence[Cell]) -> nodes.row:
     row = nodes.row()
     for cell in cells:
         entry = nodes.entry()
-        blocks = [node for node in cell if isinstance(node, nodes.Body) and not isinstance(node, nodes.Inline)]
+        blocks = [
+            node
+            for node in cell
+            if isinstance(node, nodes.Body) and not isinstance(node, nodes.Inline)
+        ]
         entry += list(cell) if blocks else nodes.paragraph("", "", *cell)
         row += entry
     return row
@@ -98,7 +120,7 @@ def evidence_line(html: str, implementations: Sequence[str], source: str) -> nod
     """
     tag = BeautifulSoup(html, "html.parser").p
     if tag is None:
-        raise ValueError(f"html: a <p class=\"evidence\"> was expected, not {html[:60]!r}")
+        raise ValueError(f'html: a <p class="evidence"> was expected, not {html[:60]!r}')
     known = {name.rsplit(".", 1)[-1]: name for name in implementations}
     known |= {name: name for name in implementations}
     paragraph = nodes.paragraph(classes=list(tag.get("class") or []))

@@ -50,7 +50,10 @@ def _configure(app: Sphinx, config: Config) -> None:
 
 
 def _filter_scripts(
-    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any],
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
     doctree: nodes.document | None,
 ) -> None:
     """Drop thebe (it loads from elsewhere and defines one constant twice) and repeated scripts."""

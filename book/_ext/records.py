@@ -67,8 +67,16 @@ def _record(data: dict[str, Any], cell: int) -> Record:
     if start < 0:
         raise ValueError(f"{raw['id']}: its text/markdown has no line of evidence")
     return Record(
-        raw["id"], raw["chapter"], raw["title"], tuple(raw["classes"]), raw["latex"],
-        raw["evidence"], tuple(raw["implementations"]), raw["source"], cell, markdown[start:],
+        raw["id"],
+        raw["chapter"],
+        raw["title"],
+        tuple(raw["classes"]),
+        raw["latex"],
+        raw["evidence"],
+        tuple(raw["implementations"]),
+        raw["source"],
+        cell,
+        markdown[start:],
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 __all__ = ["Exercise", "ExerciseSet", "Rejected", "Verdict", "agrees", "equivalent"]
 
 
-class Rejected(Exception):  # noqa: N818  (it is a verdict, not a failure of the program)
+class Rejected(Exception):
     """An answer is not right. The message says what gave it away, without giving the solution."""
 
 

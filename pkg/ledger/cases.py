@@ -56,7 +56,10 @@ class Evaluator:
     """
 
     def __init__(
-        self, expression: Any, free: Sequence[Any], ranges: Mapping[Any, Any],
+        self,
+        expression: Any,
+        free: Sequence[Any],
+        ranges: Mapping[Any, Any],
         backend: str = "numpy",
     ) -> None:
         missing = [str(index) for index in free if index not in ranges]
@@ -111,8 +114,14 @@ class Comparing:
     undefined: str = ""
 
     def run(
-        self, name: str, equation: Any, lhs: Any, ranges: Mapping[Any, Any], cases: Cases,
-        implementation: Callable[..., Any], called: str,
+        self,
+        name: str,
+        equation: Any,
+        lhs: Any,
+        ranges: Mapping[Any, Any],
+        cases: Cases,
+        implementation: Callable[..., Any],
+        called: str,
     ) -> str:
         """Compare on all cases and types; return the sentence of evidence.
 
@@ -141,8 +150,14 @@ class Comparing:
                     error = spread(np.nan_to_num(rounded - expected))
                     bound = np.asarray(2 * error + epsilon(dtype) * size)
                 where = f"{name}, {called} on {cases.name}, input {number}, {dtype}"
-                compare(got, expected, bound=bound, undefined=bool(self.undefined), seen=seen,
-                        where=where)
+                compare(
+                    got,
+                    expected,
+                    bound=bound,
+                    undefined=bool(self.undefined),
+                    seen=seen,
+                    where=where,
+                )
         seen.require_content(f"{name}: {called} on {cases.name}")
         return self._sentence(called, cases)
 

@@ -28,8 +28,13 @@ class Definitions:
         known = self._meanings.get(head)
         if known is not None and known != meaning:
             raise DuplicateEntry(f"{head} is defined already, as {known[1]}")
-        if equation.rhs.has(head) if not isinstance(head, type(sp.Function("f"))) else (
-            equation.rhs.atoms(AppliedUndef) and head in {f.func for f in equation.rhs.atoms(AppliedUndef)}
+        if (
+            equation.rhs.has(head)
+            if not isinstance(head, type(sp.Function("f")))
+            else (
+                equation.rhs.atoms(AppliedUndef)
+                and head in {f.func for f in equation.rhs.atoms(AppliedUndef)}
+            )
         ):
             raise LedgerError(f"{head} is defined by itself")
         self._meanings[head] = meaning
@@ -93,4 +98,6 @@ def _instantiate(meaning: Any, values: Mapping[Any, Any]) -> Any:
     }
     used = set().union(*(sp.sympify(v).free_symbols for v in values.values())) if values else set()
     fresh = {index: sp.Dummy(index.name, **index.assumptions0) for index in bound & used}
-    return meaning.xreplace(fresh).xreplace(dict(values)) if fresh else meaning.xreplace(dict(values))
+    return (
+        meaning.xreplace(fresh).xreplace(dict(values)) if fresh else meaning.xreplace(dict(values))
+    )

@@ -84,7 +84,5 @@ class Entry:
             f'<p class="evidence {kinds}">{" ".join(lines)}</p>\n'
         )
 
-    def _repr_mimebundle_(
-        self, include: Any = None, exclude: Any = None
-    ) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": str(self), "text/markdown": self.markdown(), MIME: self.record()}

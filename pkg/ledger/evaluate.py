@@ -89,7 +89,9 @@ def compile_expression(
     unbound = {s for s in free if not isinstance(s, sp.Indexed)}
     if unbound:
         names = ", ".join(sorted(str(s) for s in unbound))
-        raise ValueError(f"no value is given for {names}; bind it, or define it in an earlier entry")
+        raise ValueError(
+            f"no value is given for {names}; bind it, or define it in an earlier entry"
+        )
     return sp.lambdify(  # type: ignore[no-any-return]
         [getattr(a, "label", a) for a in arguments], expression, modules=[backend], printer=printer
     )

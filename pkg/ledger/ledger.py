@@ -65,7 +65,13 @@ class Ledger:
     # ------------------------------------------------------------------ the four verbs
 
     def define(
-        self, name: str, equation: sp.Eq, *, title: str, source: str = "", meaning: str = "",
+        self,
+        name: str,
+        equation: sp.Eq,
+        *,
+        title: str,
+        source: str = "",
+        meaning: str = "",
         latex: str | None = None,
     ) -> Entry:
         """Introduce what stands on the left side; later entries may use it. Proves nothing.
@@ -77,8 +83,16 @@ class Ledger:
         return self._add(name, equation, title, source, ("definition",), (text,), latex=latex)
 
     def check(
-        self, name: str, equation: sp.Eq, implementation: Callable[..., Any], *, on: Cases,
-        title: str, source: str = "", latex: str | None = None, primitive: bool = False,
+        self,
+        name: str,
+        equation: sp.Eq,
+        implementation: Callable[..., Any],
+        *,
+        on: Cases,
+        title: str,
+        source: str = "",
+        latex: str | None = None,
+        primitive: bool = False,
         **comparing: Any,
     ) -> Entry:
         """Compare the right side of `equation` with `implementation` on the inputs of `on`.
@@ -118,12 +132,23 @@ class Ledger:
         return self._add(name, equation, title, source, ("checked",), (sentence,), (called,), latex)
 
     def prove(
-        self, name: str, relation: Any, *, title: str, source: str = "",
-        given: Mapping[Any, Any] | None = None, witness: Any = None,
-        induction: Induction | None = None, cases: Iterable[Mapping[Any, Any]] | None = None,
-        domain: Mapping[Any, Any] | None = None, assuming: Sequence[Any] = (),
-        implementation: Callable[..., Any] | None = None, on: Cases | None = None,
-        latex: str | None = None, because: str = "", **comparing: Any,
+        self,
+        name: str,
+        relation: Any,
+        *,
+        title: str,
+        source: str = "",
+        given: Mapping[Any, Any] | None = None,
+        witness: Any = None,
+        induction: Induction | None = None,
+        cases: Iterable[Mapping[Any, Any]] | None = None,
+        domain: Mapping[Any, Any] | None = None,
+        assuming: Sequence[Any] = (),
+        implementation: Callable[..., Any] | None = None,
+        on: Cases | None = None,
+        latex: str | None = None,
+        because: str = "",
+        **comparing: Any,
     ) -> Entry:
         """Show `relation` for all values of its symbols, and compare it with code if one is named.
 
@@ -160,13 +185,18 @@ class Ledger:
             how = prove_by_exhaustion(statement, cases)
             sentence = f"Holds {how}"
         else:
-            how = prove_by_induction(statement, induction) if induction else prove(
-                statement,
-                witness=None if witness is None else self.definitions.unfold(witness, given),
+            how = (
+                prove_by_induction(statement, induction)
+                if induction
+                else prove(
+                    statement,
+                    witness=None if witness is None else self.definitions.unfold(witness, given),
+                )
             )
             seed = f"{self.chapter}:{name}"
-            points = guard(statement, seed=seed, domain={**self.ranges, **(domain or {})},
-                           assuming=assuming)
+            points = guard(
+                statement, seed=seed, domain={**self.ranges, **(domain or {})}, assuming=assuming
+            )
             where = f"at {points} random points" if points > 1 else "with nothing to vary"
             sentence = f"For all values, {how}; and to {DIGITS} digits {where}"
         sentence += f", {because}." if because else "."
@@ -175,12 +205,26 @@ class Ledger:
         if on is None:
             raise ValueError("implementation needs on=, the inputs to compare on")
         called, second = self._compare(name, relation, implementation, on, comparing)
-        return self._add(name, relation, title, source, ("proved", "checked"), (sentence, second),
-                         (called,), latex)
+        return self._add(
+            name,
+            relation,
+            title,
+            source,
+            ("proved", "checked"),
+            (sentence, second),
+            (called,),
+            latex,
+        )
 
     def derive(
-        self, name: str, start: Any, *steps: Any, title: str, source: str = "",
-        given: Mapping[Any, Any] | None = None, domain: Mapping[Any, Any] | None = None,
+        self,
+        name: str,
+        start: Any,
+        *steps: Any,
+        title: str,
+        source: str = "",
+        given: Mapping[Any, Any] | None = None,
+        domain: Mapping[Any, Any] | None = None,
         assuming: Sequence[Any] = (),
     ) -> Entry:
         """Show a chain `start = step = step ...`, every link of it, and print it line by line."""
@@ -191,24 +235,41 @@ class Ledger:
             link = self._unfold(sp.Eq(left, right, evaluate=False), given)
             try:
                 prove(link)
-                guard(link, seed=f"{self.chapter}:{name}:{number}", domain=everywhere,
-                      assuming=assuming)
+                guard(
+                    link,
+                    seed=f"{self.chapter}:{name}:{number}",
+                    domain=everywhere,
+                    assuming=assuming,
+                )
             except NotProved as error:
                 raise NotProved(f"step {number}: {error}") from error
         lines = [rf"{self._latex(start)} &= {self._latex(steps[0])}"]
         lines += [f"&= {self._latex(step)}" for step in steps[1:]]
         body = " \\\\\n".join(lines)
-        text = body.replace("&", "") if len(steps) == 1 else (
-            f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}")
+        text = (
+            body.replace("&", "")
+            if len(steps) == 1
+            else (f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}")
+        )
         sentence = (
-            f"Each of {len(steps)} steps for all values, by simplification; and to {DIGITS} digits "
-            "at random points."
-        ) if len(steps) > 1 else f"For all values, by simplification; and to {DIGITS} digits."
+            (
+                f"Each of {len(steps)} steps for all values, by simplification; and to {DIGITS} digits "
+                "at random points."
+            )
+            if len(steps) > 1
+            else f"For all values, by simplification; and to {DIGITS} digits."
+        )
         equation = sp.Eq(start, steps[-1], evaluate=False)
         return self._add(name, equation, title, source, ("proved",), (sentence,), printed=text)
 
     def cite(
-        self, name: str, relation: Any, *, title: str, source: str, why: str,
+        self,
+        name: str,
+        relation: Any,
+        *,
+        title: str,
+        source: str,
+        why: str,
         latex: str | None = None,
     ) -> Entry:
         """State `relation` from a source without showing it; `why` says why it is not shown."""
@@ -267,7 +328,11 @@ class Ledger:
         return relation.func(left, right, evaluate=False)
 
     def _compare(
-        self, name: str, equation: Any, implementation: Callable[..., Any], on: Cases,
+        self,
+        name: str,
+        equation: Any,
+        implementation: Callable[..., Any],
+        on: Cases,
         comparing: Mapping[str, Any],
     ) -> tuple[str, str]:
         if not isinstance(equation, sp.Eq):
@@ -288,17 +353,32 @@ class Ledger:
         return to_latex(expression, self.names, self.order)
 
     def _add(
-        self, name: str, equation: Any, title: str, source: str, classes: tuple[str, ...],
-        evidence: tuple[str, ...], implementations: tuple[str, ...] = (),
-        latex: str | None = None, printed: str | None = None,
+        self,
+        name: str,
+        equation: Any,
+        title: str,
+        source: str,
+        classes: tuple[str, ...],
+        evidence: tuple[str, ...],
+        implementations: tuple[str, ...] = (),
+        latex: str | None = None,
+        printed: str | None = None,
     ) -> Entry:
         if not _NAME.match(name):
             raise ValueError(f"name must be lower case with underscores, not {name!r}")
         if latex is not None:
             read_back(latex, equation, self.names)
         text = printed or latex or self._latex(equation)
-        entry = Entry(f"{self.chapter}:{name}", title, equation, text, classes, evidence,
-                      implementations, source)
+        entry = Entry(
+            f"{self.chapter}:{name}",
+            title,
+            equation,
+            text,
+            classes,
+            evidence,
+            implementations,
+            source,
+        )
         known = self._entries.get(name)
         if known is not None and (known.latex, known.classes) != (entry.latex, entry.classes):
             raise DuplicateEntry(f"{entry.id} is used already, for {known.latex}")
@@ -331,8 +411,10 @@ def read_back(latex: str, equation: Any, names: Mapping[Any, str]) -> None:
     known |= {s.name: s for s in equation.free_symbols if isinstance(s, sp.Symbol)}
     parsed = parsed.xreplace({s: known[s.name] for s in parsed.free_symbols if s.name in known})
     same = parsed == equation or (
-        isinstance(parsed, sp.Eq) and isinstance(equation, sp.Eq)
-        and parsed.lhs == equation.lhs and sp.simplify(parsed.rhs - equation.rhs) == 0
+        isinstance(parsed, sp.Eq)
+        and isinstance(equation, sp.Eq)
+        and parsed.lhs == equation.lhs
+        and sp.simplify(parsed.rhs - equation.rhs) == 0
     )
     if not same:
         raise LedgerError(f"this LaTeX reads as {parsed}, not as {equation}")

@@ -1,8 +1,8 @@
-"""The field's notation: SymPy objects printed as a textbook would set them.
+r"""The field's notation: SymPy objects printed as a textbook would set them.
 
 Differences from SymPy's own printer, and why:
 
-- a name of several letters that is no Greek letter is upright (`\\mathrm{IoU}`): in italics it would
+- a name of several letters that is no Greek letter is upright (`\mathrm{IoU}`): in italics it would
   read as a product;
 - indices stand side by side (`n_{ij}`), as in the papers, where each is one letter or digit;
 - a double sum is printed as two sums, outer first, so that its order can be seen;
@@ -100,8 +100,11 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
         signs = []
         for index, low, high in reversed(expr.limits):
             i, a, b = (self._print(part) for part in (index, low, high))
-            signs.append(rf"{operator}_{{{i}={a}}}^{{{b}}}" if scripts
-                         else rf"{operator}_{{{a} \le {i} \le {b}}}")
+            signs.append(
+                rf"{operator}_{{{i}={a}}}^{{{b}}}"
+                if scripts
+                else rf"{operator}_{{{a} \le {i} \le {b}}}"
+            )
         body = self._print(expr.function)
         if isinstance(expr.function, sp.Add):
             body = rf"\left({body}\right)"
@@ -115,8 +118,10 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
             return (2 if negative else 0 if first else 1, self._place(term), position)
 
         counting = all(term.is_integer for term in expr.args)
-        terms = list(expr.args) if self._settings["order"] == "none" else list(
-            self._as_ordered_terms(expr, order=order)
+        terms = (
+            list(expr.args)
+            if self._settings["order"] == "none"
+            else list(self._as_ordered_terms(expr, order=order))
         )
         tex = ""
         for _, term in sorted(enumerate(terms), key=rank):
@@ -138,8 +143,12 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
             return rf"\frac{{{self._print(top)}}}{{{self._print(bottom)}}}"
         factors = sorted(
             enumerate(expr.args if expr.is_Mul else [expr]),
-            key=lambda item: (not item[1].is_number, item[1].has(sp.Sum), self._place(item[1]),
-                              item[0]),
+            key=lambda item: (
+                not item[1].is_number,
+                item[1].has(sp.Sum),
+                self._place(item[1]),
+                item[0],
+            ),
         )
         return " ".join(
             self._bracketed(factor, first=at == 0, last=at == len(factors) - 1)

@@ -117,7 +117,7 @@ class iverson(sp.Function):  # noqa: N801  (it is written like a function)
     nargs = (1, 2)
 
     @classmethod
-    def eval(cls, condition: Any, value: Any = sp.Integer(1)) -> Any:
+    def eval(cls, condition: Any, value: Any = sp.S.One) -> Any:
         """Return the value or 0 once the condition is decided."""
         if condition in (True, False):
             return value if condition == True else sp.Integer(0)  # noqa: E712

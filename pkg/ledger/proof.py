@@ -52,10 +52,16 @@ def as_atoms(expression: Any) -> Any:
     bound indices are renamed first, so that two sums that differ only in their index are equal.
     """
     expression = expression.replace(
-        lambda e: isinstance(e, sp.Sum | MaxOver | MinOver), lambda e: e.canonical_variables and
-        e.func(e.function.xreplace(e.canonical_variables),
-               *[(e.canonical_variables[x], *rest) for x, *rest in e.limits])
-        if not e.free_symbols & set(e.canonical_variables.values()) else e
+        lambda e: isinstance(e, sp.Sum | MaxOver | MinOver),
+        lambda e: (
+            e.canonical_variables
+            and e.func(
+                e.function.xreplace(e.canonical_variables),
+                *[(e.canonical_variables[x], *rest) for x, *rest in e.limits],
+            )
+            if not e.free_symbols & set(e.canonical_variables.values())
+            else e
+        ),
     )
     kinds = (sp.Sum, MaxOver, MinOver, sp.Indexed, AppliedUndef)
     outer: dict[Any, Any] = {}
@@ -146,8 +152,11 @@ def prove(relation: Any, *, witness: Any = None) -> str:
             raise NotProved(f"the two sides differ: left - right = {left}")
         return "by simplification"
     if isinstance(relation, sp.Le | sp.Lt | sp.Ge | sp.Gt):
-        low, high = (relation.lhs, relation.rhs) if isinstance(relation, sp.Le | sp.Lt) else (
-            relation.rhs, relation.lhs)
+        low, high = (
+            (relation.lhs, relation.rhs)
+            if isinstance(relation, sp.Le | sp.Lt)
+            else (relation.rhs, relation.lhs)
+        )
         strict = isinstance(relation, sp.Lt | sp.Gt)
         return _prove_order(low, high, strict=strict, witness=witness)
     raise NotProved(f"cannot prove a {type(relation).__name__}: state an equation or an inequality")
@@ -293,8 +302,12 @@ def _sample(
     for condition in assuming:
         symbols |= {s for s in condition.free_symbols if isinstance(s, sp.Symbol)}
     # A range may depend on another symbol (i in 0..k): draw those it depends on first.
-    ends = {s: {e for end in domain.get(s, ()) for e in sp.sympify(end).free_symbols}
-            if isinstance(domain.get(s), tuple) else set() for s in symbols}
+    ends = {
+        s: {e for end in domain.get(s, ()) for e in sp.sympify(end).free_symbols}
+        if isinstance(domain.get(s), tuple)
+        else set()
+        for s in symbols
+    }
     symbols |= {e for needed in ends.values() for e in needed}
     values: dict[Any, Any] = {}
     for symbol in sorted(symbols, key=lambda s: (len(ends.get(s, ())), s.name)):

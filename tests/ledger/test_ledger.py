@@ -150,7 +150,9 @@ def test_exhaustion(ledger):
 def test_a_limit(ledger):
     ledger.prove("limit", Eq(sp.Limit(x / (x + y), x, sp.oo), 1, evaluate=False), title="Limit")
     with pytest.raises(NotProved):
-        ledger.prove("limit2", Eq(sp.Limit(x / (x + y), x, sp.oo), 2, evaluate=False), title="Wrong")
+        ledger.prove(
+            "limit2", Eq(sp.Limit(x / (x + y), x, sp.oo), 2, evaluate=False), title="Wrong"
+        )
 
 
 def test_an_inequality_with_a_witness(ledger):
@@ -245,7 +247,9 @@ v = sp.IndexedBase("v")
 
 
 def test_working_types_follow_the_rule_of_twice_plain_pytorch(ledger, monkeypatch):
-    vectors = [torch.randn(9, generator=torch.Generator().manual_seed(s)).double() for s in range(5)]
+    vectors = [
+        torch.randn(9, generator=torch.Generator().manual_seed(s)).double() for s in range(5)
+    ]
     cases = Cases("5 vectors", vectors, bind=lambda t: {v: t, k: len(t) - 1})
     mean = Eq(T, Sum(v[i], (i, 0, k)) / (k + 1))
     types = ("float64", "float32", "bfloat16")

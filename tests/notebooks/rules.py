@@ -184,7 +184,9 @@ def ids_are_unique(notebooks: Mapping[str, Mapping[str, Any]]) -> list[str]:
             seen[record["id"]] += 1
             if not record["id"].startswith(f"{slug}:"):
                 complaints.append(f"{record['id']} stands in the chapter {slug}")
-    return complaints + [f"{name} is used {count} times" for name, count in seen.items() if count > 1]
+    return complaints + [
+        f"{name} is used {count} times" for name, count in seen.items() if count > 1
+    ]
 
 
 def public_names_are_checked(
@@ -210,7 +212,9 @@ def public_names(package: Path) -> dict[str, list[str]]:
     """Return for each chapter's module the full names it offers, without plain results."""
     found = {}
     for path in sorted(package.iterdir()):
-        if path.name.startswith("_") or not (path.suffix == ".py" or (path / "__init__.py").is_file()):
+        if path.name.startswith("_") or not (
+            path.suffix == ".py" or (path / "__init__.py").is_file()
+        ):
             continue
         module = importlib.import_module(f"pkg.algos.{path.stem}")
         results = set(getattr(module, "RESULTS", ()))

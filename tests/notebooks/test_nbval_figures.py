@@ -68,7 +68,9 @@ def replace(old, new):
 
 
 def test_figures_that_are_the_same_pass(tmp_path):
-    path = stored(tmp_path / "same.ipynb", PLOT.format(function="sin", level=100), PNG.format(level=9))
+    path = stored(
+        tmp_path / "same.ipynb", PLOT.format(function="sin", level=100), PNG.format(level=9)
+    )
     result = nbval(path)
     assert result.returncode == 0, result.stdout
 
@@ -126,6 +128,8 @@ def test_text_is_still_compared_exactly(tmp_path):
 
 def test_rounding_passes_and_structure_does_not():
     line = '<svg><path id="f12345678-line" d="M 1.000000 2.5 L 3 4" style="stroke: #1f2328"/></svg>'
-    assert not compare_svg(line, line.replace("1.000000", "1.000003").replace("12345678", "87654321"))
+    assert not compare_svg(
+        line, line.replace("1.000000", "1.000003").replace("12345678", "87654321")
+    )
     for old, new in (("1.000000", "1.2"), ("M 1", "L 1"), (" L 3 4", ""), ("#1f2328", "#2f2328")):
         assert compare_svg(line, line.replace(old, new))

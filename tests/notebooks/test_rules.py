@@ -49,7 +49,11 @@ def test_no_page_has_a_typed_equation(page):
 def test_public_docstrings_say_shapes_errors_source_and_example(slug):
     module = importlib.import_module(f"pkg.algos.{slug}")
     folder = Path(module.__file__).parent
-    files = folder.glob("*.py") if Path(module.__file__).name == "__init__.py" else [Path(module.__file__)]
+    files = (
+        folder.glob("*.py")
+        if Path(module.__file__).name == "__init__.py"
+        else [Path(module.__file__)]
+    )
     complaints = [c for path in files for c in rules.docstring_complaints(path, module.__all__)]
     assert complaints == []
 
@@ -92,7 +96,9 @@ def test_cells_out_of_order_are_refused(cells):
 
 
 def test_cells_in_order_pass_and_empty_ones_do_not_count():
-    assert not rules.executed_in_order(book(code(), words("x"), code("", count=None), code(count=2)))
+    assert not rules.executed_in_order(
+        book(code(), words("x"), code("", count=None), code(count=2))
+    )
 
 
 def test_errors_and_stderr_are_refused():
@@ -122,7 +128,8 @@ def test_a_display_equation_in_markdown_is_refused(markdown):
 
 
 @pytest.mark.parametrize(
-    "markdown", ["inline $a = b$ is fine", "a code `$$` too", "```python\nx = '$$'\n```", "5 $ and 6 $"]
+    "markdown",
+    ["inline $a = b$ is fine", "a code `$$` too", "```python\nx = '$$'\n```", "5 $ and 6 $"],
 )
 def test_words_are_not_refused(markdown):
     assert not rules.no_typed_equation(markdown)

@@ -1,4 +1,4 @@
-"""Segmentation metrics: how right is a label map?
+"""Segmentation metrics: how right a label map is.
 
 One confusion matrix gives pixel accuracy, class accuracy, IoU, Dice and their means
 (`pkg.algos.segmentation_metrics.ratios`). `SegmentationMetrics` accumulates a data set and reports

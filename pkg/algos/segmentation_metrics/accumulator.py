@@ -221,9 +221,7 @@ class SegmentationMetrics:
         mine = (self.num_classes, self.ignore_index)
         theirs = (state["num_classes"], state["ignore_index"])
         if mine != theirs:
-            raise ValueError(
-                f"state must have (num_classes, ignore_index) = {mine}, got {theirs}"
-            )
+            raise ValueError(f"state must have (num_classes, ignore_index) = {mine}, got {theirs}")
         self.confusion = state["confusion"].clone()
         self.per_image = state["per_image"].clone()
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pkg.operators import register
 
-
 # Pixels handled at once: few enough for the codes to stay in the cache, enough to hide the calls.
 BLOCK = 1 << 18
 # Tables that neighbouring pixels take turns in.
