@@ -1,0 +1,1 @@
+"""Each chapter's algorithms against independent oracles."""
