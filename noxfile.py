@@ -71,6 +71,8 @@ def tests(session: nox.Session) -> None:
         "--ignore=tests/site",
         "--ignore=pkg/cuda",
     )
+    # The chapters' data, so that no download's messages land among their outputs.
+    _run(session, "python", "-m", "pkg.data", "fetch", "all")
     # Kernels need processes of their own: the interpreter is chosen when a kernel is imported.
     _pytest(session, "tests/cuda", "-m", "interpreter", TRITON_INTERPRET="1")
     _pytest(session, "tests/cuda", "-m", "gate")
@@ -104,13 +106,16 @@ def site(session: nox.Session) -> None:
     _environment(session)
     if not (ROOT / "_build" / "html" / "index.html").is_file():
         session.error("there is no website yet: run `python -m nox -s book` first")
-    _pytest(session, "tests/site", "-m", "site", *session.posargs)
+    _pytest(
+        session, "tests/site", "-m", "site", "-n", JOBS, "--dist", "loadscope", *session.posargs
+    )
 
 
 @nox.session(default=False)
 def refresh(session: nox.Session) -> None:
     """Execute chapters (all, or those named) in parallel and store their outputs."""
     _environment(session)
+    _run(session, "python", "-m", "pkg.data", "fetch", "all")
     _run(session, "python", "book/refresh.py", *session.posargs)
 
 
