@@ -34,7 +34,7 @@ def mend(html: str) -> str:
             name.string = "Color mode"
             button.append(name)
     for work in soup.select("[role=doc-biblioentry]"):
-        del work["role"]  # deprecated; the list around it says enough
+        work["role"] = "listitem"  # doc-biblioentry is deprecated; the list around it has items
     # The side bar's folds have no name at all.
     for fold in soup.select("nav summary"):
         if not fold.get_text(strip=True):

@@ -16,10 +16,11 @@ AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 PAGES = pages() if HTML.is_dir() else []
 CHAPTERS = [name for name in PAGES if name.startswith("book/chapters/")]
-# Pages of source code listings are long and alike: one of them stands for all where time counts.
-READ = [name for name in PAGES if not name.startswith("_modules/")] + [
-    name for name in PAGES if name.startswith("_modules/pkg")
-][:1]
+# Pages of source code listings are long and alike: one of them stands for all where time counts. The
+# root page only leads on to the book's first page.
+LISTINGS = [name for name in PAGES if name.startswith("_modules/pkg")]
+READ = [name for name in PAGES if not name.startswith("_modules/") and name != "index.html"]
+READ += LISTINGS[:1]
 
 
 @pytest.fixture(scope="session")
