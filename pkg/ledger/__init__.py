@@ -20,10 +20,11 @@ from pkg.ledger.errors import (
     NotProved,
     VacuousCheck,
 )
-from pkg.ledger.ledger import Ledger, Refusal, Summary
+from pkg.ledger.ledger import Ledger
 from pkg.ledger.notation import latex
 from pkg.ledger.operators import MaxOver, MinOver, iverson
 from pkg.ledger.proof import Induction
+from pkg.ledger.results import Refusal, Summary
 
 __all__ = [
     "CLASSES",

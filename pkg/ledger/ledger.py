@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
 
 from pkg.ledger.cases import Cases, Comparing
 from pkg.ledger.definitions import Definitions
-from pkg.ledger.entry import CLASSES, Entry
+from pkg.ledger.entry import Entry
 from pkg.ledger.errors import DuplicateEntry, LedgerError, NotProved
+from pkg.ledger.names import public_name, read_back
 from pkg.ledger.notation import latex as to_latex
 from pkg.ledger.proof import (
     DIGITS,
@@ -24,6 +22,7 @@ from pkg.ledger.proof import (
     prove_by_exhaustion,
     prove_by_induction,
 )
+from pkg.ledger.results import Refusal, Summary
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
@@ -384,81 +383,3 @@ class Ledger:
             raise DuplicateEntry(f"{entry.id} is used already, for {known.latex}")
         self._entries[name] = entry
         return entry
-
-
-def public_name(implementation: Any) -> str:
-    """Return the shortest importable dotted name of a callable, such as `pkg.algos.x.iou`."""
-    module, qualified = implementation.__module__, implementation.__qualname__
-    parts = module.split(".")
-    for length in range(1, len(parts) + 1):
-        found: Any = importlib.import_module(".".join(parts[:length]))
-        for attribute in qualified.split("."):
-            found = getattr(found, attribute, None)
-        if found is implementation:
-            return ".".join([*parts[:length], qualified])
-    raise LedgerError(f"{qualified} of {module} cannot be imported by name: no reader could run it")
-
-
-def read_back(latex: str, equation: Any, names: Mapping[Any, str]) -> None:
-    """Raise unless SymPy's own LaTeX parser reads `latex` as `equation`.
-
-    The one way to print an equation in another form than the printer's.
-    """
-    from sympy.parsing.latex import parse_latex
-
-    parsed = parse_latex(latex, backend="lark")
-    known = {to_latex(s, names): s for s in equation.free_symbols}
-    known |= {s.name: s for s in equation.free_symbols if isinstance(s, sp.Symbol)}
-    parsed = parsed.xreplace({s: known[s.name] for s in parsed.free_symbols if s.name in known})
-    same = parsed == equation or (
-        isinstance(parsed, sp.Eq)
-        and isinstance(equation, sp.Eq)
-        and parsed.lhs == equation.lhs
-        and sp.simplify(parsed.rhs - equation.rhs) == 0
-    )
-    if not same:
-        raise LedgerError(f"this LaTeX reads as {parsed}, not as {equation}")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A mistaken variant, the entry that refused it, and the first number that gave it away."""
-
-    entry: str
-    variant: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"refused by {self.reason}"
-
-    def _repr_markdown_(self) -> str:
-        where, _, what = self.reason.partition(": ")
-        what = what or where
-        return f"`{self.variant}` is **refused** by {{eq}}`{self.entry}`: {what}."
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How many entries of each class a chapter has."""
-
-    chapter: str
-    entries: tuple[Entry, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of entries by class; an entry both proved and checked counts in both."""
-        counter = Counter(name for entry in self.entries for name in entry.classes)
-        return {name: counter[name] for name in CLASSES}
-
-    @property
-    def shown(self) -> float:
-        """The share of entries that are proved or checked, from 0 to 1."""
-        shown = sum(bool({"proved", "checked"} & set(entry.classes)) for entry in self.entries)
-        return shown / len(self.entries) if self.entries else 0.0
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
-        return f"{len(self.entries)} entries: {parts}; {self.shown:.0%} proved or checked"
