@@ -287,3 +287,13 @@ def test_the_door():
         confusion_matrix(x, x, 2, ignore_index=0.5)
     with pytest.raises(ValueError, match="one device"):
         confusion_matrix(x, x.to("meta"), 2)
+
+
+@pytest.mark.parametrize("label", [-40000, -32769, -32768, 32767, 32768, 70000, 2**40, -(2**40)])
+@pytest.mark.parametrize("which", ["target", "prediction"])
+def test_maps_of_one_far_label_are_refused_too(label, which):
+    """The codes are 16 bits wide where they can be; here they cannot."""
+    maps = {"target": draw((4, 8), 3, 1), "prediction": draw((4, 8), 3, 2)}
+    maps[which] = torch.full((4, 8), label)
+    with pytest.raises(ValueError, match=f"^{which} has label {label} at index"):
+        confusion_matrix(**maps, num_classes=3)

@@ -15,13 +15,12 @@ Array = npt.NDArray[Any]
 
 #: Pixels handled at once: few enough to stay in the cache, enough to hide the cost of the calls.
 BLOCK = 1 << 18
-#: Tables that neighbouring pixels take turns in, and the length of the pattern of turns.
-LANES, PATTERN = 4, 1 << 13
+#: Whose turn it is, modulo 4 or 2, when neighbouring pixels take turns in several tables.
+TURNS = np.arange(1 << 13, dtype=np.int16)
 #: Largest table of a block. Beyond it (labels spread over a wide range) pixels are masked first.
 LARGEST_TABLE = 1 << 17
-#: PyTorch wakes its threads from this many elements on: for a histogram, that costs more than it
-#: brings, and a hundred times more on a busy machine.
-PARALLEL_FROM = 1 << 15
+#: Largest table of which it is cheap to make many and add them up.
+LARGEST_SUM = 1 << 13
 
 
 def _count_cpu(
@@ -74,9 +73,7 @@ def _range(labels: Array) -> tuple[int, int]:
     return int(labels.min()), int(labels.max())
 
 
-def _histogram(
-    t: Array, p: Array, columns: int, first: int, size: int, scratch: Array
-) -> Array:
+def _histogram(t: Array, p: Array, columns: int, first: int, size: int, scratch: Array) -> Array:
     """Count the codes t·columns + p − first, which lie in 0 .. size-1.
 
     The arithmetic may wrap around on the way, and comes out right: it is exact modulo 2¹⁶ or 2³².
@@ -90,17 +87,30 @@ def _histogram(
     if first:
         code -= narrow(first)
     # Neighbouring pixels often have the same code, and adding to the bin that was just added to
-    # makes the processor wait. So each of 4 neighbours has a table of its own.
-    lanes = max(1, min(LANES, (2**15 - 1) // size))
-    whole = code[: len(code) // PATTERN * PATTERN].reshape(-1, PATTERN)
-    if lanes > 1 and len(whole):
-        whole += np.arange(PATTERN, dtype=narrow) % narrow(lanes) * narrow(size)
+    # makes the processor wait. So neighbours take turns in up to 4 tables.
+    whole = code[: len(code) // len(TURNS) * len(TURNS)].reshape(-1, len(TURNS))
+    lanes = next(n for n in (4, 2, 1) if n == 1 or (size * n < 2**15 and len(whole)))
+    if lanes > 1:
+        whole += (TURNS & (lanes - 1)) * narrow(size)
+    table = _bincount(code, lanes * size)
+    return table.reshape(lanes, size).sum(0) if lanes > 1 else table
+
+
+def _bincount(code: Array, size: int) -> Array:
+    """Count with PyTorch, whose histogram is the fastest, and on one thread.
+
+    It counts on one thread anyway; but from 2¹⁵ elements on, the checks that it makes first wake
+    the others. That costs more than it brings, and twenty times more on a busy machine.
+    """
     codes = torch.from_numpy(code)
-    step = len(codes)
-    if torch.get_num_threads() > 1 and size * lanes < PARALLEL_FROM // 4:
-        step = PARALLEL_FROM - 1
-    table = sum(torch.bincount(part, minlength=size * lanes) for part in codes.split(step))
-    return np.asarray(table).reshape(lanes, size).sum(0)
+    if torch.get_num_threads() == 1:
+        return torch.bincount(codes, minlength=size).numpy()
+    if size > LARGEST_SUM:
+        return np.bincount(code, minlength=size)
+    first, *others = (torch.bincount(part, minlength=size) for part in codes.split(2**15 - 1))
+    for other in others:
+        first += other
+    return first.numpy()
 
 
 def _count_scattered(t: Array, p: Array, counts: Array, ignore_index: int | None) -> int:
