@@ -13,9 +13,12 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.library import CustomOpDef
 
 NAMESPACE = "checked"
+# `register_autocast` of PyTorch takes one fixed dtype; this is the way to the one in force.
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register(
@@ -26,7 +29,7 @@ def register(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
-    autocast: torch.dtype | None = None,
+    autocast: bool = False,
 ) -> CustomOpDef:
     """Register `checked::<name>` and return the operator, which is called like `cpu`.
 
@@ -46,7 +49,8 @@ def register(
         The gradient, as `torch.library.register_autograd` takes it: `backward(ctx, *gradients)`
         and `setup_context(ctx, inputs, output)`. Without them the operator has no gradient.
     autocast
-        Where autocast is on (CPU or CUDA), cast floating-point inputs to this dtype first.
+        Where autocast is on (CPU or CUDA), cast floating-point inputs to its dtype first, as
+        PyTorch does for its own matrix products.
 
     Returns
     -------
@@ -93,7 +97,23 @@ def register(
     operator.register_fake(fake)
     if backward is not None:
         operator.register_autograd(backward, setup_context=setup_context)
-    if autocast is not None:
+    if autocast:
         for device in ("cpu", "cuda"):
-            operator.register_autocast(device, autocast)
+            _LIBRARY.impl(name, _casting(operator, device), f"Autocast{device.upper()}")
     return operator
+
+
+def _casting(operator: CustomOpDef, device: str) -> Callable[..., Any]:
+    """Return the operator for autocast on `device`: cast to the type in force, then call."""
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        wanted = isinstance(value, Tensor) and value.device.type == device
+        narrow = wanted and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if narrow else value
+
+    def call(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return operator(*(cast(value, dtype) for value in args))
+
+    return call

@@ -14,6 +14,10 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETING:  # before any kernel is imported
+    from tests.cuda import repair
+
+    repair.install()
 
 
 def pytest_collection_modifyitems(items):

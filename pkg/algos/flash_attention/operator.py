@@ -1,0 +1,180 @@
+"""`flash_attention`: an operator of PyTorch with its own gradient, on the CPU and on the GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
+from pkg.algos.flash_attention.products import accumulation_dtype, all_finite
+from pkg.algos.flash_attention.tiled import tiled_backward, tiled_forward
+from pkg.operators import register
+
+#: Rows and columns of a tile on the CPU.
+BLOCK = 128
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    window: Window | None = None,
+    mask: Tensor | AncestorMask | None = None,
+    scale: float | None = None,
+    align: Align = "bottom_right",
+    return_lse: bool = False,
+) -> Any:
+    """Attention whose memory grows with the length, not with its square.
+
+    Parameters
+    ----------
+    q
+        Queries, (batch, heads, q_len, head_dim), float16, bfloat16, float32, or on the CPU float64.
+        On the GPU head_dim is 16 to 256, and need not be a power of two.
+    k, v
+        Keys and values, (batch, kv_heads, k_len, head_dim), where `kv_heads` divides `heads`.
+    causal, window, mask, scale, align
+        As for `attention`.
+    return_lse
+        Also return the log-sum-exp of each row of scores, in nats.
+
+    Returns
+    -------
+    Tensor or (Tensor, Tensor)
+        The output, (batch, heads, q_len, head_dim) in q's dtype; and, if asked for, the log-sum-exp,
+        (batch, heads, q_len) in float32 (float64 for float64). A row that sees no key has output 0,
+        log-sum-exp -inf, and gradient 0. NaN or infinity in a key or value reaches the rows that see
+        it, and no other. Both are differentiable, once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention`; or if `v` has another head_dim than `q`, or a GPU tensor is float64 or has a
+        head_dim outside 16 to 256.
+
+    Notes
+    -----
+    Dao et al. (2022), Dao (2023). Under autocast the inputs are cast as PyTorch's own attention
+    casts them. Ledger: `flash_attention:attention`, `flash_attention:log_sum_exp`,
+    `flash_attention:gradient_query`.
+
+    Examples
+    --------
+    >>> x = torch.eye(2).reshape(1, 1, 2, 2)
+    >>> flash_attention(x, x, x, causal=True, scale=1.0)
+    tensor([[[[1.0000, 0.0000],
+              [0.2689, 0.7311]]]])
+    """
+    doors.check_tensors(q, k, v)
+    doors.check_shapes(q, k, v)
+    doors.check_device_limits(q)
+    seen = doors.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
+    factor = doors.resolve_scale(scale, q.shape[-1])
+    output, lse = forward_operator(
+        q, k, v, seen.mask, seen.ancestors, seen.left, seen.right, seen.shift, factor
+    )
+    return (output, lse) if return_lse else output
+
+
+# ------------------------------------------------------------------ the operators
+
+
+def _visibility(
+    q: Tensor, k: Tensor, mask: Tensor | None, ancestors: Tensor | None,
+    left: int, right: int, shift: int,
+) -> Visibility:  # fmt: skip
+    return Visibility(q.shape[2], k.shape[2], left, right, shift, mask, ancestors)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ancestors: Tensor | None,
+    left: int, right: int, shift: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return cpu_forward(q, k, v, _visibility(q, k, mask, ancestors, left, right, shift), scale)
+
+
+def cpu_forward(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return (output, log-sum-exp) by PyTorch's fused kernel where that is the same function.
+
+    It is where all is visible, and where the band is causal from the first key on and no NaN waits
+    in a key or value (it would leak). Else by our tiles, which also skip what is not visible.
+    """
+    causal = (seen.left, seen.right, seen.shift) == (-1, 0, 0)
+    plain = seen.mask is None and seen.ancestors is None
+    same = seen.everything or (plain and causal and all_finite(k, v))
+    if not same or not q.numel() or not k.numel():
+        return tiled_forward(q, k, v, seen, scale, BLOCK, BLOCK)
+    # The fused kernel takes a last axis with gaps for one without, and says nothing.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = fused(q, k, v, 0.0, causal, scale=scale)
+    return output.contiguous(), lse.contiguous()
+
+
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ancestors: Tensor | None,
+    left: int, right: int, shift: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    output = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return output, q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+
+
+def _backward(
+    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
+    lse: Tensor, mask: Tensor | None, ancestors: Tensor | None,
+    left: int, right: int, shift: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    seen = _visibility(q, k, mask, ancestors, left, right, shift)
+    return tiled_backward(gradient, lse_gradient, q, k, v, output, lse, seen, scale, BLOCK, BLOCK)
+
+
+def _backward_fake(
+    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
+    lse: Tensor, mask: Tensor | None, ancestors: Tensor | None,
+    left: int, right: int, shift: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return tuple(  # type: ignore[return-value]
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, ancestors, *rest = inputs
+    ctx.save_for_backward(q, k, v, *output, mask, ancestors)
+    ctx.rest = rest
+
+
+def _gradient(ctx: Any, gradient: Tensor, lse_gradient: Tensor) -> tuple[Any, ...]:
+    q, k, v, output, lse, mask, ancestors = ctx.saved_tensors
+    # A row without a key has log-sum-exp -inf: nothing that arrives there can be passed on.
+    lse_gradient = lse_gradient.masked_fill(lse == -torch.inf, 0.0)
+    found = backward_operator(
+        gradient, lse_gradient, q, k, v, output, lse, mask, ancestors, *ctx.rest
+    )
+    return (*found, *(None,) * (2 + len(ctx.rest)))
+
+
+backward_operator = register(
+    "flash_attention_backward",
+    cpu=_backward,
+    cuda="pkg.cuda.flash_attention:attention_backward",
+    fake=_backward_fake,
+)
+forward_operator = register(
+    "flash_attention_forward",
+    cpu=_forward,
+    cuda="pkg.cuda.flash_attention:attention_forward",
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_gradient,
+    autocast=True,
+)

@@ -1,0 +1,162 @@
+"""What all kernels of attention share: loading a tile, which pairs count, a product without leaks.
+
+Scores are kept in units of log2: `factor` is scale · log2(e), so that the exponential is exp2, which
+is an instruction.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Annotations of kernel arguments are for readers: Triton looks at the values.
+# mypy: disable-error-code="no-untyped-def"
+
+
+@triton.jit
+def load_tile(
+    base, start, stride, limit,
+    ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Load rows start … start + ROWS of a matrix with DIM columns; 0 beyond `limit` and DIM.
+
+    `WHOLE` says that all rows are there. Offsets within a tile fit 32 bits; its start may not.
+    """
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    at = base + tl.cast(start, tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    if WHOLE:
+        if DIM == BLOCK_D:
+            return tl.load(at)
+        return tl.load(at, mask=dims[None, :] < DIM, other=0.0)
+    there = (rows + start)[:, None] < limit
+    if DIM == BLOCK_D:
+        return tl.load(at, mask=there, other=0.0)
+    return tl.load(at, mask=there & (dims < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(
+    base, start, stride, limit, tile,
+    ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store rows start … start + ROWS of a matrix with DIM columns."""
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    at = base + tl.cast(start, tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    there = ((rows + start)[:, None] < limit) & (dims < DIM)[None, :]
+    tl.store(at, tile.to(base.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def visible_pairs(
+    i, j, row, column, q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_TREE: tl.constexpr,
+):  # fmt: skip
+    """Tell which pairs of query i and key j count; i and j broadcast against each other.
+
+    (row, column) is the tile's corner: within a tile, offsets fit 32 bits.
+    """
+    seen = (i < q_len) & (j < k_len)
+    if HAS_LEFT:
+        seen = seen & (j >= i + (shift - left))
+    if HAS_RIGHT:
+        seen = seen & (j <= i + (shift + right))
+    if HAS_MASK:
+        corner = tl.cast(row, tl.int64) * mask_row + tl.cast(column, tl.int64) * mask_column
+        at = mask + corner + ((i - row) * mask_row + (j - column) * mask_column)
+        seen = seen & (tl.load(at, mask=seen, other=0) != 0)
+    if HAS_TREE:
+        node = j - (k_len - q_len)
+        in_tree = seen & (node >= 0)
+        word = tl.load(words + (i * words_row + node // 64), mask=in_tree, other=0)
+        bit = (word >> tl.cast(node % 64, tl.int64)) & 1
+        seen = seen & ((node < 0) | (bit != 0))
+    return seen
+
+
+@triton.jit
+def guarded_dot(weights, x, seen, total, PRECISION: tl.constexpr):
+    """Return total + weights · x, where a pair that is not seen adds nothing: 0 · NaN is NaN.
+
+    What is not finite in x is taken out; a row that sees some of it becomes NaN.
+    """
+    wide = x.to(tl.float32)
+    finite = (wide - wide) == 0.0  # NaN - NaN and inf - inf are NaN
+    bad = tl.max(tl.where(finite, 0.0, 1.0), 1)
+    hit = tl.max(tl.where(seen, bad[None, :], 0.0), 1)
+    total = tl.dot(weights, tl.where(finite, x, 0.0).to(x.dtype), total, input_precision=PRECISION)
+    return total + tl.where(hit > 0.0, float("nan"), 0.0)[:, None]
+
+
+@triton.jit
+def key_range(
+    row, q_len, k_len, left, right, shift,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_TREE: tl.constexpr,
+):  # fmt: skip
+    """Return (first, whole, partial, end) of the keys of rows row … row + BLOCK_M.
+
+    Keys from `first` to `whole` and from `partial` to `end` need a mask, those between do not; the
+    first three are multiples of BLOCK_N.
+    """
+    last = tl.minimum(row + BLOCK_M, q_len) - 1
+    first, end = 0, k_len
+    whole, partial = 0, k_len // BLOCK_N * BLOCK_N
+    if HAS_LEFT:
+        first = tl.maximum(0, row + shift - left) // BLOCK_N * BLOCK_N
+        whole = tl.maximum(0, tl.cdiv(tl.maximum(0, last + shift - left), BLOCK_N) * BLOCK_N)
+    if HAS_RIGHT:
+        end = tl.minimum(k_len, last + shift + right + 1)
+        partial = tl.minimum(partial, tl.maximum(0, row + shift + right + 1) // BLOCK_N * BLOCK_N)
+    if HAS_TREE:
+        partial = tl.minimum(partial, (k_len - q_len) // BLOCK_N * BLOCK_N)
+    if HAS_MASK:
+        whole = first
+        partial = first
+    whole = tl.minimum(whole, tl.maximum(first, partial))
+    partial = tl.maximum(whole, partial)
+    return first, whole, partial, end
+
+
+@triton.jit
+def query_range(
+    column, q_len, k_len, left, right, shift,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_TREE: tl.constexpr,
+):  # fmt: skip
+    """Return (first, whole, partial, end) of the queries of keys column … column + BLOCK_N."""
+    last = tl.minimum(column + BLOCK_N, k_len) - 1
+    first, end = 0, q_len
+    whole, partial = 0, tl.cdiv(q_len, BLOCK_M) * BLOCK_M  # rows beyond q_len weigh nothing
+    if HAS_RIGHT:
+        first = tl.maximum(0, column - shift - right) // BLOCK_M * BLOCK_M
+        whole = tl.cdiv(tl.maximum(0, last - shift - right), BLOCK_M) * BLOCK_M
+    if HAS_LEFT:
+        end = tl.minimum(q_len, last - shift + left + 1)
+        partial = tl.minimum(partial, tl.maximum(0, column - shift + left + 1) // BLOCK_M * BLOCK_M)
+    if HAS_TREE:
+        partial = tl.where(last >= k_len - q_len, 0, partial)
+    if HAS_MASK:
+        whole = first
+        partial = first
+    whole = tl.minimum(whole, tl.maximum(first, partial))
+    partial = tl.maximum(whole, partial)
+    return first, whole, partial, end
+
+
+@triton.jit
+def place(
+    sequence, cu_q, cu_k, q_len, k_len, shift,
+    PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+):  # fmt: skip
+    """Return (first query, first key, q_len, k_len, shift) of a sequence, packed or not."""
+    q_start, k_start = 0, 0
+    if PACKED:
+        q_start = tl.load(cu_q + sequence)
+        k_start = tl.load(cu_k + sequence)
+        q_len = tl.load(cu_q + sequence + 1) - q_start
+        k_len = tl.load(cu_k + sequence + 1) - k_start
+        shift = 0
+        if BOTTOM_RIGHT:
+            shift = k_len - q_len
+    return q_start, k_start, q_len, k_len, shift

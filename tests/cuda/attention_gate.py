@@ -1,0 +1,79 @@
+"""Compile a kernel of attention for sm_90 exactly as its launcher does."""
+
+from __future__ import annotations
+
+import torch
+
+from pkg.cuda.flash_attention import choose
+from pkg.cuda.flash_attention.backward import delta_kernel, dkv_kernel, dq_kernel
+from pkg.cuda.flash_attention.configs import block_d
+from pkg.cuda.flash_attention.decode import decode_kernel, merge_kernel
+from pkg.cuda.flash_attention.forward import forward_kernel
+from tests.cuda.gate import Compiled, compile_for_sm90
+
+KERNELS = {
+    "forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel, "decode": decode_kernel,
+}  # fmt: skip
+_INT64 = ("words", "lengths")
+_INT32 = ("cu_q", "cu_k")
+_FLOAT32 = ("lse", "delta", "top", "partial_out", "partial_lse", "lse_gradient")
+_TYPES = {"factor": "fp32", "scale": "fp32", "mask": "*u8"}
+_TENSORS = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")
+
+
+def compile_attention(name: str, dtype: str, dim: int, **flags: bool) -> list[Compiled]:
+    """Compile kernel `name` for `dtype` ("bf16", "fp16", "fp32"), head_dim and what is visible.
+
+    One result for each launch: dK and dV may be made apart.
+    """
+    general = flags.get("HAS_MASK") or flags.get("HAS_TREE")
+    kind = getattr(torch, {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype])
+    config = choose(name, kind, dim, bool(general))
+    constants = {
+        "DIM": dim, "BLOCK_D": block_d(dim), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+        "STAGES": config.num_stages,
+        "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+    }  # fmt: skip
+    if name != "decode":
+        names = ("HAS_LEFT", "HAS_RIGHT", "HAS_MASK", "HAS_TREE", "PACKED", "BOTTOM_RIGHT")
+        constants |= {flag: flags.get(flag, False) for flag in names}
+        constants["BLOCK_P"] = config.partial
+    variants = [{}]
+    if name == "dkv":
+        both = [(True, False), (False, True)] if config.apart else [(True, True)]
+        variants = [{"WANT_K": k, "WANT_V": v} for k, v in both]
+    return [
+        _compile(KERNELS[name], dtype, constants | wanted, config.num_warps, config.num_stages)
+        for wanted in variants
+    ]
+
+
+def compile_helper(name: str, dtype: str, dim: int) -> Compiled:
+    """Compile one of the two small kernels without a configuration: "delta" or "merge"."""
+    constants = {"DIM": dim, "BLOCK_D": block_d(dim)}
+    if name == "delta":
+        return _compile(delta_kernel, dtype, {**constants, "BLOCK_M": 64}, 4, 3)
+    return _compile(merge_kernel, dtype, {**constants, "BLOCK_S": 128}, 1, 3)
+
+
+def _compile(kernel, dtype: str, constants: dict, warps: int, stages: int) -> Compiled:
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in _TENSORS:
+            signature[argument] = f"*{dtype}"
+        elif argument in _INT64:
+            signature[argument] = "*i64"
+        elif argument in _INT32:
+            signature[argument] = "*i32"
+        elif argument in _FLOAT32:
+            signature[argument] = "*fp32"
+        else:
+            signature[argument] = _TYPES.get(argument, "i32")
+    # What a launch finds divisible by 16: pointers, and the strides of tensors.
+    aligned = [
+        argument for argument, kind in signature.items()
+        if argument not in constants and (kind.startswith("*") or argument.startswith("stride_"))
+    ]  # fmt: skip
+    return compile_for_sm90(
+        kernel, signature, constants, num_warps=warps, num_stages=stages, aligned=aligned
+    )
