@@ -9,6 +9,8 @@ through training.
 The chapter "Mixed precision" derives each of them and compares it with this code.
 """
 
+from pkg.algos.mixed_precision.blocks import MXTensor, mx_quantize
+from pkg.algos.mixed_precision.bounds import error_bound
 from pkg.algos.mixed_precision.formats import (
     BF16,
     FP4_E2M1,
@@ -23,6 +25,8 @@ from pkg.algos.mixed_precision.formats import (
     FloatFormat,
 )
 from pkg.algos.mixed_precision.quantize import quantize
+from pkg.algos.mixed_precision.sums import blocked_sum, kahan_sum, pairwise_sum
+from pkg.algos.mixed_precision.ulps import ulp, ulp_distance
 
 #: Constants and results: they are described by parameters or carry numbers, and compute none.
 RESULTS = (
@@ -36,6 +40,7 @@ RESULTS = (
     "FP32",
     "FP64",
     "TF32",
+    "MXTensor",
 )
 
 __all__ = [
@@ -50,5 +55,13 @@ __all__ = [
     "FP64",
     "TF32",
     "FloatFormat",
+    "MXTensor",
+    "blocked_sum",
+    "error_bound",
+    "kahan_sum",
+    "mx_quantize",
+    "pairwise_sum",
     "quantize",
+    "ulp",
+    "ulp_distance",
 ]

@@ -140,7 +140,7 @@ class FloatFormat:
 
     @property
     def unit_roundoff(self) -> float:
-        """u = eps / 2, the largest relative error of rounding to nearest in the normal range."""
+        """Half of eps: u, the largest relative error of rounding to nearest in the normal range."""
         return self.eps / 2
 
     def __str__(self) -> str:

@@ -136,10 +136,10 @@ def round_to_nearest_even(x: Tensor, fmt: FloatFormat, carrier: Carrier, saturat
 
     Notes
     -----
-    Three short ways. FP16 and BF16 from float32 are PyTorch's own casts. Where `fmt` has the exponents of the carrier, a constant is added to the pattern
-    and the last bits are cleared. Elsewhere the processor rounds: adding C = 3/2 · 2^k to x leaves
-    in the sum just the bits of x that `fmt` has, if k is chosen by the exponent of x, and taking C
-    off again is exact.
+    Three short ways. FP16 and BF16 from float32 are PyTorch's own casts. Where `fmt` has the
+    exponents of the carrier, a constant is added to the pattern and the last bits are cleared.
+    Elsewhere the processor rounds: adding C = 3/2 · 2^k to x leaves in the sum just the bits of x
+    that `fmt` has, if k is chosen by the exponent of x, and taking C off again is exact.
     """
     if carrier.dtype == torch.float32 and parameters(fmt) in NATIVE:
         way = _by_casting
