@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkg.algos.mixed_precision.formats import FloatFormat
+from pkg.algos.mixed_precision.formats import FloatFormat, power_of_two
 from pkg.algos.mixed_precision.quantize import quantize
 from pkg.algos.mixed_precision.rounding import Rounding
 from pkg.algos.mixed_precision.ulps import check_format, check_numbers
@@ -45,8 +45,7 @@ class MXTensor:
     def scales(self) -> Tensor:
         """The scales, float64, shape of `scale_codes`."""
         exponent = self.scale_codes.to(torch.int64) - SCALE_BIAS
-        power = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
-        return torch.where(self.scale_codes == SCALE_NAN, torch.nan, power)
+        return torch.where(self.scale_codes == SCALE_NAN, torch.nan, power_of_two(exponent))
 
     @property
     def bits_per_element(self) -> float:
@@ -120,13 +119,12 @@ def mx_quantize(
     blocks = -(-count // block_size)
     padded = torch.nn.functional.pad(rows, (0, blocks * block_size - count))
     padded = padded.unflatten(-1, (blocks, block_size))  # (..., blocks, block_size)
-    largest = padded.abs().amax(-1) if block_size else padded.sum(-1)
+    largest = padded.abs().amax(-1)
     broken = ~largest.isfinite()  # a maximum keeps NaN
     _, binary = torch.frexp(torch.where(broken, 1.0, largest))
     exponent = binary.to(torch.int64) - 1 - element_format.largest_exponent
     exponent = torch.where(largest == 0, -SCALE_BIAS, exponent).clamp(-SCALE_BIAS, SCALE_BIAS)
-    one = torch.ones_like(padded)
-    scaled = padded * torch.ldexp(one, -exponent.unsqueeze(-1))
+    scaled = padded * power_of_two(-exponent).unsqueeze(-1)
     scaled = torch.where(broken.unsqueeze(-1), 0.0, scaled)
     elements = quantize(
         scaled, element_format, rounding=rounding, saturate=True, generator=generator

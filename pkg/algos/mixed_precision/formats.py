@@ -177,14 +177,10 @@ class FloatFormat:
         negative = ((pattern >> (m + w)) & 1) == 1
         normal = exponent > 0
         significand = fraction + (normal.to(torch.int64) << m)
-        # 2^k is built from its own bits; a k below float64's normal numbers is a subnormal bit.
-        k = torch.where(normal, exponent, 1) - self.bias - m
-        power = torch.where(
-            k >= -1022, (k + 1023).clamp(1, 2046) << 52, 1 << (k + 1074).clamp(0, 51)
-        )
-        value = significand.double() * power.view(torch.float64)
+        exponent = torch.where(normal, exponent, 1) - self.bias - m
+        value = significand.double() * power_of_two(exponent)
         if self.has_infinity:
-            reserved = exponent == (1 << w) - 1
+            reserved = (pattern >> m) & ((1 << w) - 1) == (1 << w) - 1
             value = torch.where(reserved & (fraction == 0), math.inf, value)
             value = torch.where(reserved & (fraction != 0), math.nan, value)
         elif self.has_nan:
@@ -263,11 +259,17 @@ class FloatFormat:
         return self.decode(torch.arange(2**self.bits))
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """Return 2^k in float64 for int64 k in -1074 .. 1023, built from its bits and so exact."""
+    normal = (exponent + 1023).clamp(1, 2046) << 52
+    subnormal = torch.ones_like(exponent) << (exponent + 1074).clamp(0, 51)
+    return torch.where(exponent >= -1022, normal, subnormal).view(torch.float64)
+
+
 def _times_power_of_two(x: Tensor, k: Tensor) -> Tensor:
     """Return x · 2^k for float64 x without a detour through infinity: two exact factors."""
     half = k.div(2, rounding_mode="floor")
-    first, second = (((part + 1023) << 52).view(torch.float64) for part in (half, k - half))
-    return x * first * second
+    return x * power_of_two(half) * power_of_two(k - half)
 
 
 FP64 = FloatFormat("FP64", 11, 52)

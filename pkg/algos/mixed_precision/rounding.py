@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pkg.algos.mixed_precision.formats import BF16, FP16, FP32, FP64, FloatFormat
+from pkg.algos.mixed_precision.formats import BF16, FP16, FP32, FP64, FloatFormat, power_of_two
 
 Rounding = Literal["nearest_even", "toward_zero", "up", "down", "away", "stochastic"]
 ROUNDINGS = ("nearest_even", "toward_zero", "up", "down", "away", "stochastic")
@@ -111,7 +111,7 @@ def _carry(
     else:
         assert uniforms is not None
         # With probability rest / 2^s: the uniform number added to that share carries.
-        share = torch.ldexp(rest.double(), -true_shift)
+        share = rest.double() * power_of_two(-true_shift.long().clamp(max=1074))
         up = uniforms >= 1.0 - share
     return up.to(kept.dtype)
 
@@ -226,10 +226,13 @@ def _overflow(y: Tensor, fmt: FloatFormat, carrier: Carrier, saturate: bool) -> 
     """Replace, in place, what lies beyond the largest number of `fmt`."""
     if saturate:
         y.clamp_(-fmt.max, fmt.max)  # keeps NaN
-    elif fmt.has_infinity and fmt.largest_exponent < carrier.format.largest_exponent:
-        # What is beyond is at least 2^(largest_exponent + 1): scaled up, it overflows by itself.
-        up = 2.0 ** (carrier.format.largest_exponent - fmt.largest_exponent)
-        y *= up
-        y *= 1 / up
     elif not fmt.has_infinity:
         y.masked_fill_(y.abs() > fmt.max, torch.nan)
+    elif fmt.largest_exponent < carrier.format.largest_exponent:
+        room = carrier.format.largest_exponent - fmt.largest_exponent
+        if room < carrier.format.largest_exponent:
+            # What is beyond is at least 2^(largest_exponent + 1): scaled up, it overflows by itself.
+            y *= 2.0**room
+            y *= 2.0**-room
+        else:
+            y.copy_(torch.where(y.abs() > fmt.max, y * torch.inf, y))

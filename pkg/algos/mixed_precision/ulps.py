@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pkg.algos.mixed_precision.formats import FloatFormat
+from pkg.algos.mixed_precision.formats import FloatFormat, power_of_two
 
 
 def ulp(x: Tensor, fmt: FloatFormat) -> Tensor:
@@ -50,7 +50,7 @@ def ulp(x: Tensor, fmt: FloatFormat) -> Tensor:
     _, binary = torch.frexp(torch.where(finite, value, 1.0))  # |x| = f * 2^binary, 1/2 <= f < 1
     exponent = (binary.to(torch.int64) - 1).clamp(fmt.smallest_exponent, fmt.largest_exponent)
     exponent = torch.where(value == 0, fmt.smallest_exponent, exponent)
-    spacing = torch.ldexp(torch.ones_like(value), exponent - fmt.mantissa_bits)
+    spacing = power_of_two(exponent - fmt.mantissa_bits)
     return torch.where(finite, spacing, math.nan)
 
 
