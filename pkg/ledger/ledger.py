@@ -72,12 +72,15 @@ class Ledger:
         source: str = "",
         meaning: str = "",
         latex: str | None = None,
+        recurrence: bool = False,
     ) -> Entry:
         """Introduce what stands on the left side; later entries may use it. Proves nothing.
 
-        `meaning` is one sentence for the line of evidence.
+        `meaning` is one sentence for the line of evidence. A `recurrence` defines its left side by
+        the same thing one step earlier; it is printed and not put into later entries.
         """
-        self._remember(equation, required=True)
+        if not recurrence:
+            self._remember(equation, required=True)
         text = meaning or f"{title}."
         return self._add(name, equation, title, source, ("definition",), (text,), latex=latex)
 
@@ -194,7 +197,11 @@ class Ledger:
             )
             seed = f"{self.chapter}:{name}"
             points = guard(
-                statement, seed=seed, domain={**self.ranges, **(domain or {})}, assuming=assuming
+                statement,
+                seed=seed,
+                domain={**self.ranges, **(domain or {})},
+                assuming=assuming,
+                induction=induction,
             )
             where = f"at {points} random points" if points > 1 else "with nothing to vary"
             sentence = f"For all values, {how}; and to {DIGITS} digits {where}"
