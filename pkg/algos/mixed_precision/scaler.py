@@ -360,7 +360,7 @@ def _gradients(optimizer: Any) -> list[Tensor]:
 
 
 def _not_finite(x: Tensor) -> Tensor:
-    """Return a boolean scalar: is there an infinity or NaN (a maximum keeps both)?"""
+    """Tell by a boolean scalar if there is an infinity or NaN: a maximum keeps both."""
     if not x.numel():
         return torch.zeros((), dtype=torch.bool, device=x.device)
     return ~torch.linalg.vector_norm(x, ord=torch.inf).isfinite()
