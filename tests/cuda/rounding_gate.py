@@ -50,7 +50,7 @@ def _compile_round(source: str, out: str, seed: str, constants: dict) -> Compile
 def compile_adamw(param: str, moments: str) -> Compiled:
     """Compile the step for types "bf16" or "fp32" of weights and moments."""
     config = CONFIGS["adamw"]
-    signature = {name: "fp32" for name in adamw_kernel.arg_names}
+    signature = dict.fromkeys(adamw_kernel.arg_names, "fp32")
     signature |= {"param": f"*{param}", "grad": f"*{param}", "seed": "*i64", "count": "i32"}
     signature |= {"exp_avg": f"*{moments}", "exp_avg_sq": f"*{moments}"}
     return compile_for_sm90(

@@ -22,16 +22,16 @@ class MasterWeights:
     Parameters
     ----------
     optimizer
-        Any `torch.optim.Optimizer` that has not stepped yet. It is changed: from now on its
-        `param_groups` hold the copies. Parameters of other types stay in it as they are. Give learning
-        rate schedulers this optimizer, not the wrapper.
+        Any `torch.optim.Optimizer`. It is changed: from now on its `param_groups` hold the copies,
+        and what state it has in half precision becomes float32. Parameters of other types stay in
+        it as they are. Give learning rate schedulers this optimizer, not the wrapper.
 
     Raises
     ------
     TypeError
         If `optimizer` is no `torch.optim.Optimizer`.
     ValueError
-        If it has stepped already (its state is in half precision), or has no half-precision parameter.
+        If it has no half-precision parameter.
 
     Notes
     -----
@@ -57,12 +57,11 @@ class MasterWeights:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
-        if any(param in optimizer.state for param in _all(optimizer)):
-            raise ValueError("optimizer must not have stepped yet: its state is in half precision")
         self.optimizer = optimizer
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for group in optimizer.param_groups:
-            group["params"] = [self._master(param) for param in group["params"]]
+            # In place: some optimizers (LBFGS) hold on to this list.
+            group["params"][:] = [self._master(param) for param in group["params"]]
         if not self._pairs:
             raise ValueError("optimizer must have a float16 or bfloat16 parameter, got none")
         self._versions: list[int] = []
@@ -73,6 +72,9 @@ class MasterWeights:
             return param
         copy = param.detach().float().requires_grad_()
         self._pairs.append((param, copy))
+        if param in self.optimizer.state:  # it has stepped, or starts with a state as Adagrad does
+            state = self.optimizer.state.pop(param)
+            self.optimizer.state[copy] = {name: _widened(value) for name, value in state.items()}
         return copy
 
     # ------------------------------------------------------------ as an optimizer
@@ -192,6 +194,10 @@ class MasterWeights:
             return loss
 
         return evaluate
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def _all(optimizer: Optimizer) -> list[Tensor]:

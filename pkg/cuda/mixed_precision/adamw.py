@@ -14,7 +14,7 @@ from pkg.cuda.mixed_precision.randomness import random_halfwords
 @triton.jit
 def _load(x, at, left, BLOCK: tl.constexpr):
     """Load a block as float32; without a mask, loads are 16 bytes wide whatever the count."""
-    if left == BLOCK:
+    if left == BLOCK:  # noqa: SIM108
         value = tl.load(x + at)
     else:
         value = tl.load(x + at, mask=at < left, other=0.0)

@@ -51,7 +51,7 @@ def round_kernel(
     at = tl.arange(0, BLOCK)
     left = tl.minimum(count - start, BLOCK).to(tl.int32)
     # Without a mask, loads and stores are 16 bytes wide whatever the count.
-    if left == BLOCK:
+    if left == BLOCK:  # noqa: SIM108
         value = tl.load(x + start + at)
     else:
         value = tl.load(x + start + at, mask=at < left, other=0.0)
