@@ -20,7 +20,7 @@ TARGETS: dict[torch.dtype, FloatFormat] = {
     torch.float8_e5m2: FP8_E5M2,
 }
 # Elements worked on at a time: their bits and random numbers stay in the cache.
-CHUNK = 2**16
+CHUNK = 2**17
 
 
 def stochastic_round(
