@@ -300,7 +300,9 @@ def test_a_scale_halved_to_nothing_skips_every_step():
         for gradient in (math.inf, 0.0):
             scaler.scale(param.sum())
             param.grad = torch.tensor([gradient])
-            scaler.step(torch.optim.SGD([param], lr=1.0))
+            scaler.step(
+                torch.optim.SGD([param], lr=1.0, weight_decay=0.5)
+            )  # moves without gradient
             scaler.update()
         after[type(scaler)] = float(param.detach())
     assert math.isnan(after[GradScaler])
