@@ -300,9 +300,8 @@ def test_a_scale_halved_to_nothing_skips_every_step():
         for gradient in (math.inf, 0.0):
             scaler.scale(param.sum())
             param.grad = torch.tensor([gradient])
-            scaler.step(
-                torch.optim.SGD([param], lr=1.0, weight_decay=0.5)
-            )  # moves without gradient
+            # Weight decay moves the weight even without a gradient.
+            scaler.step(torch.optim.SGD([param], lr=1.0, weight_decay=0.5))
             scaler.update()
         after[type(scaler)] = float(param.detach())
     assert math.isnan(after[GradScaler])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,9 +26,12 @@ class _Progress:
     stage: str = "ready"
     checks: list[Tensor] = field(default_factory=list)
 
-    @property
+    @cached_property
     def overflowed(self) -> bool:
-        return any(bool(check) for check in self.checks)
+        """Asked for when all checks are there; waits for each device once."""
+        devices = {check.device for check in self.checks}
+        found = ([check for check in self.checks if check.device == device] for device in devices)
+        return any(bool(torch.stack(checks).any()) for checks in found)
 
 
 class LossScaler:
@@ -36,7 +40,8 @@ class LossScaler:
     It behaves as `torch.amp.GradScaler` does, call by call, with one difference: what is checked for
     infinities and NaN are the gradients after unscaling, which are those the optimizer gets.
     `GradScaler` checks them before. With a scale below 1, unscaling can overflow; `GradScaler` then
-    hands infinities to the optimizer (pytorch#99640), `LossScaler` skips the step.
+    hands infinities to the optimizer (pytorch#99640), `LossScaler` skips the step. (Calls in the
+    wrong order, which `GradScaler` asserts, raise RuntimeError here, as its other errors do.)
 
     Parameters
     ----------
