@@ -11,6 +11,7 @@ The chapter "Mixed precision" derives each of them and compares it with this cod
 
 from pkg.algos.mixed_precision.blocks import MXTensor, mx_quantize
 from pkg.algos.mixed_precision.bounds import error_bound
+from pkg.algos.mixed_precision.casts import stochastic_round
 from pkg.algos.mixed_precision.formats import (
     BF16,
     FP4_E2M1,
@@ -24,7 +25,10 @@ from pkg.algos.mixed_precision.formats import (
     TF32,
     FloatFormat,
 )
+from pkg.algos.mixed_precision.master_weights import MasterWeights
+from pkg.algos.mixed_precision.optimizers import StochasticRoundingAdamW
 from pkg.algos.mixed_precision.quantize import quantize
+from pkg.algos.mixed_precision.scaler import LossScaler, scale_steady_state
 from pkg.algos.mixed_precision.sums import blocked_sum, kahan_sum, pairwise_sum
 from pkg.algos.mixed_precision.ulps import ulp, ulp_distance
 
@@ -55,13 +59,18 @@ __all__ = [
     "FP64",
     "TF32",
     "FloatFormat",
+    "LossScaler",
     "MXTensor",
+    "MasterWeights",
+    "StochasticRoundingAdamW",
     "blocked_sum",
     "error_bound",
     "kahan_sum",
     "mx_quantize",
     "pairwise_sum",
     "quantize",
+    "scale_steady_state",
+    "stochastic_round",
     "ulp",
     "ulp_distance",
 ]
