@@ -19,7 +19,8 @@ def error_bound(
 ) -> float:  # fmt: skip
     """Bound the error of a sum, or of a dot product, as a share of the sum of magnitudes.
 
-    Whatever the terms are, |computed - exact| <= bound · Σ|xᵢ|, as long as nothing overflows.
+    Whatever the terms are, the computed sum differs from the exact one by at most bound · Σ|xᵢ|, as
+    long as nothing overflows.
 
     Parameters
     ----------

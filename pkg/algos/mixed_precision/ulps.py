@@ -11,7 +11,7 @@ from pkg.algos.mixed_precision.formats import FloatFormat, power_of_two
 
 
 def ulp(x: Tensor, fmt: FloatFormat) -> Tensor:
-    """Return the unit in the last place: the spacing of the numbers of `fmt` at |x|.
+    """Return the unit in the last place: the spacing of the numbers of `fmt` at x.
 
     Parameters
     ----------
@@ -23,9 +23,10 @@ def ulp(x: Tensor, fmt: FloatFormat) -> Tensor:
     Returns
     -------
     Tensor
-        float64, shape of `x`. For 2^e <= |x| < 2^(e+1) it is 2^(e - m), m = `fmt.mantissa_bits`. Below
-        the smallest normal number, and at 0, it is `fmt.smallest_subnormal`; beyond the largest
-        number that of the largest; NaN where x is not finite.
+        float64, shape of `x`. From 2^e to 2^(e+1), whatever the sign, it is 2^(e - m), where m is
+        `fmt.mantissa_bits`. Below the smallest normal number, and at 0, it is
+        `fmt.smallest_subnormal`; beyond the largest number that of the largest; NaN where x is not
+        finite.
 
     Raises
     ------
