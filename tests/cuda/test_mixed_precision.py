@@ -225,12 +225,11 @@ def test_half_precision_comes_in_and_goes_out(dtype, rounding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_format_that_is_normal_where_its_carrier_is_subnormal(dtype):
     """Numbers below the carrier's smallest normal one have fewer bits, and may need no rounding."""
-    carrier = torch.finfo(dtype)
     bias, bits = (1023, 11) if dtype == torch.float64 else (127, 8)
     fmt = FloatFormat("lower", bits, 2, bias=bias + 10)
-    step = carrier.tiny * carrier.eps
-    multiples = torch.arange(4000, dtype=torch.float64).to(dtype) * step
-    x = torch.cat([multiples, -multiples, multiples * 517])
+    tiny = torch.finfo(dtype).tiny
+    near, far = (torch.linspace(0, 1.5, 3001, dtype=dtype) * size for size in (tiny, tiny / 500))
+    x = torch.cat([near, far, -near])
     drawn = philox.words(SEED, x.numel(), rounds()).double() * 2.0**-32
     got = launchers().quantize(x.to(DEVICE), *parameters(fmt), "stochastic", False, False, seed())
     same_bits(got, by_fractions(x, fmt, drawn))
