@@ -79,7 +79,12 @@ def round_magnitude(
     base = (exponent - 1) << wide
     significand = magnitude - base  # with the hidden bit
     del hidden
-    true_shift = (smallest - exponent).clamp_(min=0).add_(fewer)
+    first = exponent
+    if smallest < 1:
+        # `fmt` is still normal where the carrier is not: the leading bit tells the exponent.
+        leading = significand.to(carrier.dtype).view(carrier.integer) >> wide
+        first = leading - (carrier.format.bias + wide) + exponent
+    true_shift = (first.clamp(min=smallest) - exponent + fewer).clamp_(min=0)
     # Beyond `wide + 2` all is cut off, and what is left is less than half of the spacing.
     shift = true_shift.clamp(max=wide + 2)
     kept = significand >> shift
@@ -137,13 +142,14 @@ def round_to_nearest_even(x: Tensor, fmt: FloatFormat, carrier: Carrier, saturat
     Notes
     -----
     Three short ways. FP16 and BF16 from float32 are PyTorch's own casts. Where `fmt` has the
-    exponents of the carrier, a constant is added to the pattern and the last bits are cleared.
+    exponents of the carrier, a constant is added to the pattern and the last bits are cleared (with no
+    fraction the last bit would be one of the exponent, which says nothing about even).
     Elsewhere the processor rounds: adding C = 3/2 · 2^k to x leaves in the sum just the bits of x
     that `fmt` has, if k is chosen by the exponent of x, and taking C off again is exact.
     """
     if carrier.dtype == torch.float32 and parameters(fmt) in NATIVE:
         way = _by_casting
-    elif fmt.smallest_exponent == carrier.format.smallest_exponent:
+    elif fmt.smallest_exponent == carrier.format.smallest_exponent and fmt.mantissa_bits:
         way = _by_adding_to_the_pattern
     elif _sum_can_round(fmt, carrier):
         way = _by_adding_a_number
