@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from pkg.algos.mixed_precision import BF16, FP8_E4M3, FP16, formats
+from pkg.algos.mixed_precision import BF16, FP8_E4M3, FP16, formats, quantize
 from pkg.algos.mixed_precision.casts import cast_operator, stochastic_round
 from pkg.algos.mixed_precision.operator import quantize_operator
 from pkg.algos.mixed_precision.optimizers import update_operator
@@ -235,6 +235,41 @@ def test_gradcheck_of_the_straight_line_as_seen_from_afar():
     quotient = (rounded(x + 4) - rounded(x - 4)).detach() / 8
     # Each value is off by at most half a spacing of numbers below 8: 2⁻⁶, so the slope by 2⁻⁸.
     torch.testing.assert_close(quotient, gradient, rtol=0, atol=2.0**-8)
+
+
+def test_cuda_tensors_reach_the_operators():
+    """On tensors that say they are on a GPU and hold nothing, as a compiler sees them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def last_call(function):
+        with FakeTensorMode():
+            x = torch.empty(3, 5, device="cuda")
+            with Calls() as calls:
+                y = function(x)
+            assert y.shape == (3, 5)
+            assert y.device.type == "cuda"
+        return calls.names[-1]
+
+    drawn = torch.Generator()
+    assert last_call(lambda x: quantize(x, FP8_E4M3)) == "checked.quantize.default"
+    assert (
+        last_call(lambda x: quantize(x, FP8_E4M3, rounding="stochastic", generator=drawn))
+        == "checked.quantize.default"
+    )
+    assert (
+        last_call(lambda x: stochastic_round(x, torch.bfloat16, generator=drawn))
+        == "checked.stochastic_cast.default"
+    )
 
 
 def test_the_kernels_are_not_imported_for_cpu_tensors():

@@ -15,6 +15,7 @@ from pkg.algos.mixed_precision.rounding import (
     ROUNDINGS,
     Carrier,
     Rounding,
+    parameters,
     pattern_of,
     round_magnitude,
     round_to_nearest_even,
@@ -90,9 +91,11 @@ def quantize(
     """
     carrier = _door(x, fmt, rounding)
     uniforms = None
+    if rounding == "stochastic" and generator is None:
+        raise ValueError('generator must be a torch.Generator for rounding="stochastic"')
+    if x.device.type == "cuda" and carrier is not None:
+        return _by_the_kernel(x, fmt, rounding, saturate, generator, straight_through)
     if rounding == "stochastic":
-        if generator is None:
-            raise ValueError('generator must be a torch.Generator for rounding="stochastic"')
         uniforms = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device)
     if x.requires_grad and torch.is_grad_enabled():
         return _Rounded.apply(x, fmt, carrier, rounding, saturate, uniforms, straight_through)  # type: ignore[no-any-return]
@@ -127,6 +130,24 @@ def round_with_uniforms(
     if uniforms.numel() and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must lie in [0, 1)")
     return _round(x, fmt, carrier, "stochastic", saturate, uniforms.double())
+
+
+def _by_the_kernel(
+    x: Tensor, fmt: FloatFormat, rounding: Rounding, saturate: bool,
+    generator: torch.Generator | None, straight_through: bool,
+) -> Tensor:  # fmt: skip
+    # The operator's module imports this one.
+    from pkg.algos.mixed_precision.operator import quantize_operator
+    from pkg.algos.mixed_precision.randomness import draw_seed
+
+    seed = None
+    if rounding == "stochastic" and generator is not None:
+        seed = draw_seed(generator, x.device)
+    result: Tensor = quantize_operator(
+        x, *parameters(fmt), rounding, saturate, straight_through, seed
+    )  # fmt: skip
+    _refuse_what_has_no_pattern(x, result, fmt, saturate)
+    return result
 
 
 class _Rounded(torch.autograd.Function):
