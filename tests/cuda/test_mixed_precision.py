@@ -185,6 +185,21 @@ def test_strides_do_not_change_which_element_gets_which_number():
         same_bits(launchers().stochastic_cast(x, torch.bfloat16, False, seed()), plain.cpu())
 
 
+@everywhere
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_last_bit_of_a_random_number_decides(short):
+    """u + f = 1 goes up, and what is 2⁻³² (for bfloat16, 2⁻¹⁶) short of it goes down."""
+    count = 1500
+    words = philox.words(SEED, count, rounds()).double()
+    x = 1 + (2.0**32 - words - short) * 2.0**-32 * formats.FP8_E4M3.eps
+    y = launchers().stochastic_cast(x.to(DEVICE), torch.float8_e4m3fn, False, seed())
+    assert bool((y.cpu().double() == 1 + (1 - short) * formats.FP8_E4M3.eps).all())
+    halves = philox.halfwords(SEED, count, rounds()).double()
+    x = (1 + (2.0**16 - halves - short) * 2.0**-16 * formats.BF16.eps).float()
+    y = launchers().stochastic_cast(x.to(DEVICE), torch.bfloat16, False, seed())
+    assert bool((y.cpu().double() == 1 + (1 - short) * formats.BF16.eps).all())
+
+
 # ---------------------------------------------------------------- any format
 
 
