@@ -51,6 +51,16 @@ class Induction:
         at_next = recurrence.rhs.subs(variable, variable + 1)
         return cls(variable, start, first, lambda previous: at_next.subs(recurrence.lhs, previous))
 
+    def mapped(self, change: Callable[[Any], Any]) -> Induction:
+        """Return the same induction with `change` applied to what it says, such as definitions."""
+        following = self.following
+        return Induction(
+            self.variable,
+            self.start,
+            change(sp.sympify(self.first)),
+            lambda previous: change(following(previous)),
+        )
+
     def unrolled(self, last: int) -> Any:
         """Return the left side at `last`, by the recurrence from the start on."""
         value = sp.sympify(self.first)
