@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -176,15 +177,20 @@ def _door(x: Tensor, fmt: FloatFormat, rounding: str) -> Carrier | None:
         raise TypeError(f"fmt must be a FloatFormat, got {type(fmt).__name__}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    own = DTYPES[x.dtype]
+    return _carrier(fmt, x.dtype)
+
+
+@cache
+def _carrier(fmt: FloatFormat, dtype: torch.dtype) -> Carrier | None:
+    own = DTYPES[dtype]
     if _holds(fmt, own):
         return None
     if not _holds(own, fmt):
         raise TypeError(
-            f"x must have a type that holds every value of {fmt.name}; {x.dtype} does not: give "
+            f"x must have a type that holds every value of {fmt.name}; {dtype} does not: give "
             "x.float() or x.double()"
         )
-    return CARRIERS[torch.float64 if x.dtype == torch.float64 else torch.float32]
+    return CARRIERS[torch.float64 if dtype == torch.float64 else torch.float32]
 
 
 def _holds(outer: FloatFormat, inner: FloatFormat) -> bool:
