@@ -30,6 +30,7 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
     autocast: bool = False,
+    mutates: tuple[str, ...] = (),
 ) -> CustomOpDef:
     """Register `checked::<name>` and return the operator, which is called like `cpu`.
 
@@ -51,6 +52,8 @@ def register(
     autocast
         Where autocast is on (CPU or CUDA), cast floating-point inputs to its dtype first, as
         PyTorch does for its own matrix products.
+    mutates
+        The arguments that the operator writes into (an optimizer's step writes its weights).
 
     Returns
     -------
@@ -87,7 +90,7 @@ def register(
         raise ValueError(f"setup_context of {name} was given without backward")
 
     operator = torch.library.custom_op(
-        f"{NAMESPACE}::{name}", cpu, mutates_args=(), device_types="cpu"
+        f"{NAMESPACE}::{name}", cpu, mutates_args=mutates, device_types="cpu"
     )
 
     def launch(*args: Any) -> Any:

@@ -112,6 +112,14 @@ class Comparing:
     scale: Callable[[Any], float] | None = None
     dtypes: tuple[str, ...] = ("float64",)
     undefined: str = ""
+    bound: Callable[[Any], Any] | None = None
+    within: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.bound is None) != (not self.within):
+            raise ValueError("bound and within go together: a number for each input, and its words")
+        if self.bound is not None and self.dtypes != ("float64",):
+            raise ValueError(f"bound is for float64 alone, got dtypes={self.dtypes}")
 
     def run(
         self,
@@ -128,7 +136,8 @@ class Comparing:
         In float64 the code may differ from the equation by `ulps` units in the last place of the
         result (or of `scale(item)`, where a sum can cancel). In a narrower type its error may be
         twice that of the equation evaluated by plain PyTorch in that type, plus one rounding, both
-        against float64 on the same rounded input.
+        against float64 on the same rounded input. Where the code rounds or draws by design,
+        `bound(item)` is the largest difference and `within` says it in words.
         """
         free = tuple(lhs.indices) if isinstance(lhs, sp.Indexed) else ()
         free = tuple(index for index in free if isinstance(index, sp.Symbol))
@@ -142,7 +151,9 @@ class Comparing:
                 expected = exact(values)
                 got = cases.call(implementation, given)
                 size = spread(expected)
-                if dtype == "float64":
+                if self.bound is not None:
+                    bound = np.asarray(self.bound(item))
+                elif dtype == "float64":
                     scale = self.scale(item) if self.scale else np.abs(np.nan_to_num(expected))
                     bound = self.ulps * epsilon("float64") * np.asarray(scale)
                 else:
@@ -163,6 +174,8 @@ class Comparing:
 
     def _sentence(self, called: str, cases: Cases) -> str:
         exact = "equals it exactly" if self.ulps == 0 else f"agrees within {self.ulps:g} ulp"
+        if self.within:
+            exact = f"agrees within {self.within}"
         text = f"`{called}` {exact} on {cases.name}, float64"
         narrow = [dtype for dtype in self.dtypes if dtype != "float64"]
         if narrow:

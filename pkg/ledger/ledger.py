@@ -119,7 +119,8 @@ class Ledger:
         primitive
             Later entries keep the left side as a symbol instead of putting its meaning in.
         **comparing
-            `ulps`, `scale`, `dtypes`, `undefined`: see `pkg.ledger.cases.Comparing`.
+            `ulps`, `scale`, `dtypes`, `undefined`, or `bound` with `within`: see
+            `pkg.ledger.cases.Comparing`.
 
         Raises
         ------

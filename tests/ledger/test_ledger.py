@@ -356,3 +356,24 @@ def test_the_record_and_the_display(ledger, matrices):
     assert "<code>total</code> agrees" in bundle["text/markdown"]
     assert ledger.summary().counts == {"definition": 1, "proved": 0, "checked": 1, "cited": 0}
     assert ledger.summary().shown == 0.5
+
+
+def test_a_bound_of_its_own_is_kept_and_said(ledger, matrices):
+    # Code that rounds by design: the bound comes from elsewhere, and the evidence names it.
+    def whole_tens(matrix):
+        return 10 * np.round(total(matrix) / 10)
+
+    whole_tens.__module__, whole_tens.__qualname__ = total.__module__, "total"
+    ledger.define("rows", ROWS, title="Row totals")
+    run = ledger._compare
+    _, sentence = run("tens", TOTAL, total, matrices, {"bound": lambda m: 5.0, "within": "5"})
+    assert "agrees within 5 on" in sentence
+    assert ledger._comparisons["tens"](whole_tens, "whole_tens")
+    _, _ = run("fives", TOTAL, total, matrices, {"bound": lambda m: 0.1, "within": "0.1"})
+    with pytest.raises(Disagreement):
+        ledger._comparisons["fives"](whole_tens, "whole_tens")
+    with pytest.raises(ValueError, match="bound and within go together"):
+        run("half", TOTAL, total, matrices, {"bound": lambda m: 5.0})
+    with pytest.raises(ValueError, match="bound is for float64 alone"):
+        run("types", TOTAL, total, matrices,
+            {"bound": lambda m: 5.0, "within": "5", "dtypes": ("float32",)})  # fmt: skip
