@@ -15,26 +15,37 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from pkg.algos.dilated_convolution.depthwise import (
+    WIDE_PADDING,
+    depthwise_backward_input,
+    depthwise_backward_weight,
+    depthwise_forward,
+    is_depthwise,
+)
 from pkg.operators import register
-
-#: Zeros on a side from which on PyTorch's depthwise convolution leaves its fast path on the CPU.
-WIDE_PADDING = 9
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    x, sides = _pad_first(x, padding, groups)
-    output = conv2d(x, weight, bias, stride, sides, dilation, groups)
-    return output.contiguous()
+    """Convolve by PyTorch's own routine (oneDNN skips the gaps), or by ours where that is faster."""
+    wide = not _symmetric(padding) or max(padding) >= WIDE_PADDING
+    if wide and x.numel() and is_depthwise(x.shape[1], weight.shape[0], groups):
+        return depthwise_forward(x, weight, bias, stride, padding, dilation)
+    x, sides = _pad_first(x, padding)
+    return conv2d(x, weight, bias, stride, sides, dilation, groups).contiguous()
 
 
-def _pad_first(x: Tensor, padding: Sequence[int], groups: int) -> tuple[Tensor, list[int]]:
-    """Return x with the zeros that PyTorch cannot add (or adds slowly), and what it shall add."""
+def _symmetric(padding: Sequence[int]) -> bool:
     top, bottom, left, right = padding
-    symmetric = top == bottom and left == right
-    if symmetric and (groups == 1 or max(top, left) < WIDE_PADDING):
+    return top == bottom and left == right
+
+
+def _pad_first(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Return x with the zeros that PyTorch cannot add, and those that it shall add."""
+    top, bottom, left, right = padding
+    if _symmetric(padding):
         return x, [top, left]
     return pad(x, (left, right, top, bottom)), [0, 0]
 
@@ -55,12 +66,18 @@ def _backward_input(
     gradient: Tensor, weight: Tensor, height: int, width: int,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
+    channels = weight.shape[1] * groups
+    gaps = max(dilation) > 1 and max(stride) == 1
+    if gaps and gradient.numel() and is_depthwise(channels, weight.shape[0], groups):
+        fast = depthwise_backward_input(gradient, weight, padding, dilation)
+        if fast is not None:
+            return fast
     top, bottom, left, right = padding
     sides = [top, left]
     size = [height, width]
-    if top != bottom or left != right:  # of the padded input, then cut
+    if not _symmetric(padding):  # of the padded input, then cut
         sides, size = [0, 0], [height + top + bottom, width + left + right]
-    like = gradient.new_empty(1).expand(gradient.shape[0], weight.shape[1] * groups, *size)
+    like = gradient.new_empty(1).expand(gradient.shape[0], channels, *size)
     found = torch.ops.aten.convolution_backward(
         gradient, like, weight, None, stride, sides, dilation, False, [0, 0], groups,
         [True, False, False],
@@ -81,8 +98,11 @@ def _backward_weight(
     gradient: Tensor, x: Tensor, kernel_height: int, kernel_width: int,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    x, sides = _pad_first(x, padding, groups)
-    shape = (gradient.shape[1], x.shape[1] // groups, kernel_height, kernel_width)
+    kernel = [kernel_height, kernel_width]
+    if max(dilation) > 1 and x.numel() and is_depthwise(x.shape[1], gradient.shape[1], groups):
+        return depthwise_backward_weight(gradient, x, kernel, stride, padding, dilation)
+    x, sides = _pad_first(x, padding)
+    shape = (gradient.shape[1], x.shape[1] // groups, *kernel)
     like = gradient.new_empty(1).expand(shape)
     found = torch.ops.aten.convolution_backward(
         gradient, x, like, None, stride, sides, dilation, False, [0, 0], groups,
