@@ -25,6 +25,7 @@ __all__ = [
     "cache_folder",
     "fetch",
     "photograph",
+    "play",
     "stereo_pair",
     "voc_masks",
 ]
@@ -144,6 +145,32 @@ def photograph(name: str) -> NDArray[np.uint8]:
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
     return _pixels("pictures", members[name])
+
+
+def play(name: str) -> str:
+    """Return the text of one of Shakespeare's plays, in modern spelling.
+
+    Parameters
+    ----------
+    name
+        `hamlet`, `lear`, `macbeth`, `othello` or `tempest`.
+
+    Raises
+    ------
+    ValueError
+        If there is no play of this name.
+    DataError
+        If the data cannot be fetched or is damaged.
+
+    Examples
+    --------
+    >>> play("hamlet").splitlines()[0]
+    'HAMLET, PRINCE OF DENMARK'
+    """
+    members = {PurePosixPath(m).stem.removesuffix("_gut"): m for m in SOURCES["plays"].members}
+    if name not in members:
+        raise ValueError(f"name must be one of {', '.join(members)}, got {name!r}")
+    return read("plays", members[name]).read_text(encoding="ascii")
 
 
 def stereo_pair() -> StereoPair:

