@@ -2,7 +2,7 @@
 
     python -m book.recordings.dilated_convolution
 
-Trains on the CPU, in some ten minutes on one core, and writes `dilated_convolution.json` (scores,
+Trains on the CPU, in some twenty minutes on one core, and writes `dilated_convolution.json` (scores,
 and what made them) and `dilated_convolution.npz` (the weights of the two mask networks). The tests
 compare the recorded fingerprint with the code as it is now.
 """
@@ -50,7 +50,7 @@ TEXT_RATES = (
     (1,) * 8, (1, 2) * 4, (1, 2, 4, 8) * 2, (1, 2, 4, 8, 16, 32, 1, 2),
     *(tuple(2**i for i in range(depth)) for depth in range(8, 0, -1)),
 )  # fmt: skip
-TEXT_STEPS, TEXT_SEEDS, WINDOW, BATCH = 300, (0, 1), 256, 8
+TEXT_STEPS, WINDOW, BATCH = 1500, 256, 8
 PLAYS = ("hamlet", "lear", "macbeth", "othello")
 
 
@@ -128,6 +128,11 @@ def as_bytes(text: str) -> Tensor:
     return torch.tensor(list(text.encode("ascii")))
 
 
+def as_input(text: Tensor) -> Tensor:
+    """Return bytes (N, T) as (N, 128, T): one of 128 channels is on, at a mean square of 1."""
+    return one_hot(text, 128).mT.float() * 128**0.5
+
+
 def train_text(rates: tuple[int, ...], seed: int) -> tuple[CausalDilatedStack, float]:
     """Train on four plays; return the stack and its bits per byte on the fifth."""
     torch.manual_seed(seed)
@@ -135,11 +140,11 @@ def train_text(rates: tuple[int, ...], seed: int) -> tuple[CausalDilatedStack, f
     text = torch.cat([as_bytes(play(name)) for name in PLAYS])
     stack = CausalDilatedStack(128, 128, channels=32, rates=rates)
     optimiser = torch.optim.Adam(stack.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, TEXT_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, TEXT_STEPS)
     for _ in range(TEXT_STEPS):
         starts = torch.randint(len(text) - WINDOW - 1, (BATCH,), generator=draw)
         windows = torch.stack([text[a : a + WINDOW + 1] for a in starts.tolist()])
-        scores = stack(one_hot(windows[:, :-1], 128).mT.float())  # (N, 128, T)
+        scores = stack(as_input(windows[:, :-1]))  # (N, 128, T)
         loss = cross_entropy(scores, windows[:, 1:])
         optimiser.zero_grad()
         loss.backward()
@@ -151,7 +156,7 @@ def train_text(rates: tuple[int, ...], seed: int) -> tuple[CausalDilatedStack, f
 def score_text(stack: CausalDilatedStack, text: Tensor) -> float:
     """Return the bits per byte of a text: of each byte but the first, given all before it."""
     with torch.no_grad():
-        scores = stack(one_hot(text[None, :-1], 128).mT.float())
+        scores = stack(as_input(text[None, :-1]))
         return float(cross_entropy(scores, text[None, 1:])) / float(np.log(2))
 
 
@@ -179,7 +184,7 @@ def main() -> None:
     texts: list[dict[str, Any]] = []
     for rates in TEXT_RATES:
         scores = []
-        for seed in TEXT_SEEDS:
+        for seed in (0, 1) if len(rates) == 8 else (0,):
             stack, score = train_text(rates, seed)
             scores.append(round(score, 4))
         count = sum(p.numel() for p in stack.parameters())
