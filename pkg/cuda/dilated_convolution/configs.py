@@ -46,8 +46,8 @@ CONFIGS: dict[tuple[str, int, int, int], Config] = {
     ("correlate", 16, 256, 64): Config(128, 256, 64, 8, 3),
     ("correlate", 32, 16, 16): Config(64, 16, 16, 4, 2),
     ("correlate", 32, 16, 32): Config(64, 16, 32, 4, 2),
-    ("correlate", 32, 64, 16): Config(64, 64, 16, 4, 2),
-    ("correlate", 32, 64, 32): Config(64, 64, 32, 8, 2),
+    ("correlate", 32, 64, 16): Config(64, 64, 16, 8, 2),
+    ("correlate", 32, 64, 32): Config(64, 64, 32, 4, 2),
     ("weight", 16, 64, 16): Config(64, 16, 64, 4, 4),
     ("weight", 16, 64, 64): Config(64, 64, 64, 4, 4),
     ("weight", 16, 64, 128): Config(64, 128, 64, 4, 4),
@@ -63,7 +63,7 @@ CONFIGS: dict[tuple[str, int, int, int], Config] = {
     ("depthwise", 32, 32, 0): Config(32, 32, 1, 4, rows=4),
     ("depthwise weight", 16, 32, 4): Config(32, 32, 4, 4),
     ("depthwise weight", 16, 32, 16): Config(8, 32, 16, 4),
-    ("depthwise weight", 32, 32, 4): Config(32, 32, 4, 4),
+    ("depthwise weight", 32, 32, 4): Config(16, 32, 4, 4),
     ("depthwise weight", 32, 32, 16): Config(8, 32, 16, 4),
 }
 

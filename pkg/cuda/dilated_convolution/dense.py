@@ -22,7 +22,7 @@ import triton.language as tl
 def split_pixels(pixel, height, width):
     """Return (image, row, column) of pixels counted through all images; the image is an int64."""
     image = pixel // (height * width)
-    inside = (pixel - image * (height * width)).to(tl.int32)
+    inside = pixel - image * (height * width)
     row = inside // width
     return image.to(tl.int64), row, inside - row * width
 
@@ -38,7 +38,7 @@ def correlate_kernel(
     """Write a tile of BLOCK_M output pixels and BLOCK_N output channels of one group."""
     across = tl.cdiv(channels_out, BLOCK_N)  # tiles that read the same pixels run side by side
     block, group = tl.program_id(0) // across, tl.program_id(1)
-    pixel = tl.cast(block, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pixel = block * BLOCK_M + tl.arange(0, BLOCK_M)
     image, row, column = split_pixels(pixel, out_height, out_width)
     o = (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
@@ -102,18 +102,18 @@ def weight_kernel(
     x += tl.cast(group, tl.int64) * channels_in
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    begin = tl.cast(tl.program_id(1), tl.int64) * part
+    begin = tl.program_id(1) * part
     end = tl.minimum(begin + part, pixels)
     for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
         pixel = start + tl.arange(0, BLOCK_K)
         image, row, column = split_pixels(pixel, out_height, out_width)
         i, j = row * step_h + shift_h, column * step_w + shift_w
-        there = pixel < end
-        seen = there & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        # Where the tap lies on padding there is no product, not 0 times what may be NaN.
+        seen = (pixel < end) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
         at = image * stride_gn + tl.cast(row, tl.int64) * stride_gh + column * stride_gw
         arriving = tl.load(
             gradient + at[:, None] + o[None, :],
-            mask=there[:, None] & (o < channels_out)[None, :], other=0.0,
+            mask=seen[:, None] & (o < channels_out)[None, :], other=0.0,
         )  # fmt: skip
         at = image * stride_xn + tl.cast(i, tl.int64) * stride_xh + j * stride_xw
         values = tl.load(

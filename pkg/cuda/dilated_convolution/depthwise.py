@@ -103,7 +103,7 @@ def depthwise_weight_kernel(
     shift_i, shift_j = shift_h + down * gap_h, shift_w + right * gap_w
     kept = channel < channels
     total = tl.zeros((BLOCK_M, BLOCK_K, BLOCK_N), tl.float32)
-    begin = tl.cast(tl.program_id(1), tl.int64) * part
+    begin = tl.program_id(1) * part
     end = tl.minimum(begin + part, pixels)
     for start in range(begin, end, BLOCK_M):
         pixel = start + tl.arange(0, BLOCK_M)
@@ -124,7 +124,9 @@ def depthwise_weight_kernel(
             x + at[:, :, None] + (channel // SHARE)[None, None, :],
             mask=seen[:, :, None] & kept[None, None, :], other=0.0,
         )  # fmt: skip
-        total += arriving[:, None, :] * values.to(tl.float32)
+        # Where the tap lies on padding there is no product, not 0 times what may be NaN.
+        product = arriving[:, None, :] * values.to(tl.float32)
+        total += tl.where(seen[:, :, None], product, 0.0)
     partial += (tl.cast(tl.program_id(1), tl.int64) * taps) * channels
     place = tap[:, None] * channels + channel[None, :]
     tl.store(partial + place, tl.sum(total, 0), mask=(tap < taps)[:, None] & kept[None, :])

@@ -1,8 +1,9 @@
 """The launchers: what the operators of `pkg.algos.dilated_convolution` call for CUDA tensors.
 
 `stride` and `dilation` are [height, width], `padding` is [top, bottom, left, right]. Kernels want the
-channels last in memory; tensors that have them elsewhere are copied first. The result has the memory
-format of the first argument, as PyTorch's own convolution keeps it.
+channels last in memory, at addresses that vectors of 16 bytes can be loaded from; other tensors are
+copied first. The dense kernels also want a multiple of 16 channels: they get zeros for the rest. The
+result has the memory format of the first argument, as PyTorch's own convolution keeps it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from math import gcd
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from pkg.cuda.dilated_convolution.configs import choose, precision
@@ -27,6 +27,10 @@ _BUSY = 2 * 132
 _SHORTEST_PART = 8
 #: How much more tiles a depthwise kernel may take to have its pixels a dilation apart.
 _RAGGED = 1.25
+#: Channels of a group are filled up to a multiple of this in the dense kernels.
+_WIDTH = 16
+#: Pixels are counted in 32 bits; the last tile may reach a little further.
+_MOST_PIXELS = 2**31 - 2**16
 _KINDS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -39,6 +43,17 @@ class Places:
     shift: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Which outputs (rows, columns) see which taps at which places."""
+
+    rows: slice
+    columns: slice
+    row_taps: slice
+    column_taps: slice
+    places: Places
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
@@ -49,10 +64,9 @@ def forward(
          - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in (0, 1)
     )  # fmt: skip
-    output = _channels_last(x, (x.shape[0], weight.shape[0], rows, columns))
-    places = _forward_places(stride, padding, dilation)
-    _correlate(_dense_channels(x), weight, bias, output, places, groups, False)
-    return _in_format_of(x, output)
+    shape = (x.shape[0], weight.shape[0], rows, columns)
+    everything = Piece(*(slice(None),) * 4, _forward_places(stride, padding, dilation))
+    return _correlate(x, weight, bias, shape, [everything], groups, False)
 
 
 def backward_input(
@@ -65,17 +79,19 @@ def backward_input(
     is a convolution of stride 1 on views, and no product with a zero between outputs is made.
     """
     shape = (gradient.shape[0], weight.shape[1] * groups, height, width)
-    output = _channels_last(gradient, shape)
-    source = _dense_channels(gradient)
-    by_row = _classes(weight.shape[2], stride[0], padding[0], dilation[0])
-    by_column = _classes(weight.shape[3], stride[1], padding[2], dilation[1])
-    for a, (row_taps, row_gap, row_shift) in enumerate(by_row):
-        for b, (column_taps, column_gap, column_shift) in enumerate(by_column):
-            here = output[:, :, a :: stride[0], b :: stride[1]]
-            places = Places((1, 1), (row_gap, column_gap), (row_shift, column_shift))
-            kernel = weight[:, :, row_taps, column_taps]
-            _correlate(source, kernel, None, here, places, groups, True)
-    return _in_format_of(gradient, output)
+    pieces = [
+        Piece(
+            slice(a, None, stride[0]), slice(b, None, stride[1]), row_taps, column_taps,
+            Places((1, 1), (row_gap, column_gap), (row_shift, column_shift)),
+        )
+        for a, (row_taps, row_gap, row_shift) in enumerate(
+            _classes(weight.shape[2], stride[0], padding[0], dilation[0])
+        )
+        for b, (column_taps, column_gap, column_shift) in enumerate(
+            _classes(weight.shape[3], stride[1], padding[2], dilation[1])
+        )
+    ]  # fmt: skip
+    return _correlate(gradient, weight, None, shape, pieces, groups, True)
 
 
 def backward_weight(
@@ -84,75 +100,55 @@ def backward_weight(
 ) -> Tensor:  # fmt: skip
     """Return the gradient by weight, (out_channels, in_channels / groups, k_h, k_w), contiguous.
 
-    The pixels are cut into parts that depend on the shapes alone; each is summed in order, and the
-    parts are then added in order: no atomics, the same bits in every run.
+    The pixels are cut into parts that depend on the shapes alone; each is summed in order, and then
+    the parts are added: no atomics, the same bits in every run.
     """
-    _check_kind(gradient)
     outputs, inputs = gradient.shape[1] // groups, x.shape[1] // groups
-    shape = (gradient.shape[1], inputs, kernel_height, kernel_width)
-    batch, _, rows, columns = gradient.shape
-    pixels, taps = batch * rows * columns, kernel_height * kernel_width
+    pixels, taps = gradient.numel() // gradient.shape[1], kernel_height * kernel_width
+    _check(gradient, pixels)
     if not pixels:
+        shape = (gradient.shape[1], inputs, kernel_height, kernel_width)
         return torch.zeros(shape, dtype=gradient.dtype, device=gradient.device)
-    depthwise = inputs == 1 and groups > 1
-    if depthwise:
-        config = choose("depthwise weight", gradient.dtype, gradient.shape[1], taps)
-        tiles = _count(gradient.shape[1], config.block_n) * _count(taps, config.block_k)
-        length = config.block_m
-    else:
-        config = choose("weight", gradient.dtype, outputs, inputs)
-        tiles = _count(outputs, config.block_m) * _count(inputs, config.block_n) * taps * groups
-        length = config.block_k
-    wanted = min(_count(_BUSY, tiles), _count(pixels, length * _SHORTEST_PART))
-    part = _count(_count(pixels, wanted), length) * length
-    parts = _count(pixels, part)
-    partial = torch.empty(
-        (parts, groups, taps, outputs, inputs), dtype=torch.float32, device=gradient.device
-    )
-    gradient, x = _dense_channels(gradient), _dense_channels(x)
     places = _forward_places(stride, padding, dilation)
-    tensors = (gradient, x, partial, *_pixel_strides(gradient), *_pixel_strides(x), pixels, part)
-    maps = (*x.shape[2:], rows, columns, *places.step, *places.gap, *places.shift)
-    blocks = {
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
+    sum_up = _sum_depthwise if inputs == 1 and groups > 1 else _sum_dense
     with _on(x):
-        if depthwise:
-            across, slices = _count(gradient.shape[1], config.block_n), _count(taps, config.block_k)
-            depthwise_weight_kernel[(across, parts, slices)](
-                *tensors, gradient.shape[1], *maps, kernel_width, taps, SHARE=outputs, **blocks
-            )
-        else:
-            weight_kernel[(tiles // groups, parts, groups)](
-                *tensors, inputs, outputs, *maps, kernel_width, taps,
-                PRECISION=precision(x.dtype), STAGES=config.num_stages, **blocks,
-            )  # fmt: skip
-    total = partial.sum(0) if parts > 1 else partial[0]
-    if depthwise:  # its kernel has all output channels last
-        total = total.view(1, taps, -1, 1)
-    return total.permute(0, 2, 3, 1).reshape(shape).to(gradient.dtype).contiguous()
+        total = sum_up(gradient, x, pixels, kernel_width, taps, places, groups)
+    total = total.permute(0, 2, 3, 1)[:, :outputs, :inputs]  # (groups, out, in, taps)
+    total = total.reshape(gradient.shape[1], inputs, kernel_height, kernel_width)
+    return total.to(gradient.dtype).contiguous()
 
 
 # ------------------------------------------------------------------ inside
 
 
 def _correlate(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, places: Places,
-    groups: int, backward: bool,
-) -> None:  # fmt: skip
-    """Fill `out` (channels dense) with what its places see of x (channels dense)."""
-    _check_kind(x)
-    if not out.numel():
-        return
-    if not weight.numel() or not x.numel():  # no tap, or none that meets a pixel
-        out.zero_()
-        if bias is not None:
-            out += bias[:, None, None]
-        return
-    run = _correlate_depthwise if weight.shape[1] == 1 and groups > 1 else _correlate_dense
-    with _on(x):
-        run(x, weight, bias, out, places, groups, backward)
+    x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int, int],
+    pieces: Sequence[Piece], groups: int, backward: bool,
+) -> Tensor:  # fmt: skip
+    """Return an output of `shape`, piece by piece, with x's memory format."""
+    _check(x, shape[0] * shape[2] * shape[3])
+    like = x
+    if weight.shape[1] == 1 and groups > 1:
+        run, channels, x = _correlate_depthwise, shape[1], _dense_channels(x)
+        bias = bias if bias is None else bias.contiguous()
+    else:
+        run, channels = _correlate_dense, groups * _wide(shape[1] // groups)
+        x, weight = _wide_channels(x, groups), _wide_weight(weight, groups)
+        bias = bias if bias is None else _wide_channels(bias[None, :, None, None], groups).flatten()
+    empty = torch.empty((shape[0], *shape[2:], channels), dtype=x.dtype, device=x.device)
+    output = empty.permute(0, 3, 1, 2)
+    for piece in pieces:
+        here = output[:, :, piece.rows, piece.columns]
+        kernel = weight[:, :, piece.row_taps, piece.column_taps]
+        if here.numel() and kernel.numel() and x.numel():
+            with _on(x):
+                run(x, kernel, bias, here, piece.places, groups, backward)
+        else:  # no tap, or none that meets a pixel
+            here.zero_()
+            if bias is not None:
+                here += bias[:, None, None]
+    output = output.unflatten(1, (groups, -1))[:, :, : shape[1] // groups].flatten(1, 2)
+    return output.contiguous(memory_format=_memory_format(like))
 
 
 def _correlate_dense(
@@ -160,8 +156,6 @@ def _correlate_dense(
     groups: int, backward: bool,
 ) -> None:  # fmt: skip
     outputs, inputs = out.shape[1] // groups, x.shape[1] // groups
-    if weight.stride(1) != 1:
-        weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     over_o, over_c, over_h, over_w = weight.stride()
     over_group = weight.shape[0] // groups * over_o
     inner_outer = (over_o, over_c) if backward else (over_c, over_o)
@@ -186,24 +180,69 @@ def _correlate_depthwise(
     kernel = weight[:, 0].permute(1, 2, 0).contiguous()  # (k_h, k_w, out_channels)
     config = choose("depthwise", x.dtype)
     blocks = config.rows, config.block_m // config.rows
-    apart, tiles = zip(
-        *(
-            _spread(size, step, gap, taps, block)
-            for size, step, gap, taps, block in zip(
-                out.shape[2:], places.step, places.gap, weight.shape[2:], blocks, strict=True
-            )
-        ),
-        strict=True,
+    (apart_h, tiles_h), (apart_w, tiles_w) = (
+        _spread(out.shape[2 + a], places.step[a], places.gap[a], weight.shape[2 + a], blocks[a])
+        for a in (0, 1)
     )
-    grid = (out.shape[0] * apart[0] * apart[1] * tiles[0] * tiles[1],)
-    depthwise_kernel[(*grid, _count(out.shape[1], config.block_n))](
+    tiles = out.shape[0] * apart_h * apart_w * tiles_h * tiles_w
+    depthwise_kernel[(tiles, _count(out.shape[1], config.block_n))](
         x, kernel, x if bias is None else bias, out, *_pixel_strides(x), *kernel.stride()[:2],
         *_pixel_strides(out), out.shape[1], *x.shape[2:], *out.shape[2:],
-        *places.step, *places.gap, *places.shift, *apart, *tiles,
+        *places.step, *places.gap, *places.shift, apart_h, apart_w, tiles_h, tiles_w,
         HAS_BIAS=bias is not None, KERNEL_H=weight.shape[2], KERNEL_W=weight.shape[3],
         SUM=multiplier if backward else 1, SHARE=1 if backward else multiplier, ROWS=config.rows,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, num_warps=config.num_warps,
     )  # fmt: skip
+
+
+def _sum_dense(
+    gradient: Tensor, x: Tensor, pixels: int, taps_w: int, taps: int, places: Places, groups: int
+) -> Tensor:
+    """Return the weight's gradient, (groups, taps, out, in) in float32, channels padded."""
+    gradient, x = _wide_channels(gradient, groups), _wide_channels(x, groups)
+    outputs, inputs = gradient.shape[1] // groups, x.shape[1] // groups
+    config = choose("weight", x.dtype, outputs, inputs)
+    tiles = _count(outputs, config.block_m) * _count(inputs, config.block_n) * taps
+    part, parts = _parts(pixels, tiles * groups, config.block_k)
+    partial = _partial(x, parts, groups, taps, outputs, inputs)
+    weight_kernel[(tiles, parts, groups)](
+        gradient, x, partial, *_pixel_strides(gradient), *_pixel_strides(x), pixels, part,
+        inputs, outputs, *x.shape[2:], *gradient.shape[2:], *places.step, *places.gap, *places.shift,
+        taps_w, taps, PRECISION=precision(x.dtype), STAGES=config.num_stages,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def _sum_depthwise(
+    gradient: Tensor, x: Tensor, pixels: int, taps_w: int, taps: int, places: Places, groups: int
+) -> Tensor:
+    """Return the weight's gradient, (groups, taps, out of a group, 1) in float32."""
+    gradient, x = _dense_channels(gradient), _dense_channels(x)
+    channels = gradient.shape[1]
+    config = choose("depthwise weight", x.dtype, channels, taps)
+    across, slices = _count(channels, config.block_n), _count(taps, config.block_k)
+    part, parts = _parts(pixels, across * slices, config.block_m)
+    partial = _partial(x, parts, taps, channels)
+    depthwise_weight_kernel[(across, parts, slices)](
+        gradient, x, partial, *_pixel_strides(gradient), *_pixel_strides(x), pixels, part,
+        channels, *x.shape[2:], *gradient.shape[2:], *places.step, *places.gap, *places.shift,
+        taps_w, taps, SHARE=channels // groups, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k, num_warps=config.num_warps,
+    )  # fmt: skip
+    return partial.sum(0).view(taps, groups, -1, 1).transpose(0, 1)
+
+
+def _parts(pixels: int, tiles: int, block: int) -> tuple[int, int]:
+    """Return (pixels of a part, parts), so that `tiles` times the parts keep the device busy."""
+    wanted = min(_count(_BUSY, tiles), _count(pixels, block * _SHORTEST_PART))
+    part = _count(_count(pixels, wanted), block) * block
+    return part, _count(pixels, part)
+
+
+def _partial(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
 def _spread(size: int, step: int, gap: int, taps: int, block: int) -> tuple[int, int]:
@@ -241,16 +280,6 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _channels_last(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    batch, channels, height, width = shape
-    empty = torch.empty((batch, height, width, channels), dtype=like.dtype, device=like.device)
-    return empty.permute(0, 3, 1, 2)
-
-
-def _in_format_of(x: Tensor, output: Tensor) -> Tensor:
-    return output.contiguous(memory_format=_memory_format(x))
-
-
 def _dense_channels(x: Tensor) -> Tensor:
     """Return x with its channels next to each other in memory."""
     if x.shape[1] == 1 or x.stride(1) == 1:
@@ -258,13 +287,48 @@ def _dense_channels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
+def _wide_channels(x: Tensor, groups: int) -> Tensor:
+    """Return x with channels dense and, group by group, filled up with zeros to a multiple of 16.
+
+    x itself, if it is so already and vectors of 16 bytes can be loaded from it.
+    """
+    per_group = x.shape[1] // groups
+    wide = _wide(per_group)
+    even = all(stride % _WIDTH == 0 for stride in _pixel_strides(x))
+    if wide == per_group and x.stride(1) == 1 and even and x.data_ptr() % 16 == 0:
+        return x
+    shape = (x.shape[0], *x.shape[2:], groups, wide)
+    make = torch.empty if wide == per_group else torch.zeros
+    found = make(shape, dtype=x.dtype, device=x.device)
+    found[..., :per_group] = x.permute(0, 2, 3, 1).unflatten(3, (groups, per_group))
+    return found.flatten(3).permute(0, 3, 1, 2)
+
+
+def _wide_weight(weight: Tensor, groups: int) -> Tensor:
+    """Return the weight with both kinds of channels so filled up, channels in dense."""
+    outputs, inputs, rows, columns = weight.shape
+    per_group = outputs // groups
+    if per_group % _WIDTH == 0:
+        return _wide_channels(weight, 1)
+    shape = (groups, _wide(per_group), rows, columns, _wide(inputs))
+    found = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    found[:, :per_group, ..., :inputs] = weight.unflatten(0, (groups, -1)).permute(0, 1, 3, 4, 2)
+    return found.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _wide(channels: int) -> int:
+    return _count(channels, _WIDTH) * _WIDTH
+
+
 def _pixel_strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(2), x.stride(3)
 
 
-def _check_kind(x: Tensor) -> None:
+def _check(x: Tensor, pixels: int) -> None:
     if x.dtype not in _KINDS:
         raise TypeError(f"the kernels take float16, bfloat16 or float32, got {x.dtype}")
+    if pixels > _MOST_PIXELS:
+        raise ValueError(f"the kernels take at most {_MOST_PIXELS} pixels in a batch, got {pixels}")
 
 
 def _count(number: int, block: int) -> int:
