@@ -80,8 +80,8 @@ def output_size(
 
     Notes
     -----
-    Ledger: `dilated_convolution:output_size`. The formula that forgets the dilation was published
-    twice: torch/nn#945 and PaddlePaddle/Paddle#5242.
+    Ledger: `dilated_convolution:output_size`. A formula that forgets the dilation was published in
+    PaddlePaddle/Paddle#5242, one with a misplaced bracket in torch/nn#945.
 
     Examples
     --------
