@@ -213,10 +213,21 @@ def test_for_three_taps_and_rising_rates_the_rule_is_right():
 
 
 def test_in_any_order_the_rule_is_enough_and_asks_too_much():
-    everything = list(stacks(3, (2, 3, 4), 12))
+    everything = [
+        case for depth, top in ((2, 10), (3, 10), (4, 6)) for case in stacks(3, (depth,), top)
+    ]
+    assert len(everything) == 326
     assert all(fact for _, rule, fact in everything if rule)
-    failing = [rates for rates, rule, fact in stacks(3, (3,), 5) if fact and not rule]
-    assert (1, 3, 1) in failing
+    failing = [rates for rates, rule, fact in everything if fact and not rule]
+    assert len(failing) == 121
+    assert min(failing, key=lambda rates: (len(rates), max(rates), rates)) == (1, 3, 1)
+
+
+def test_for_two_taps_the_rule_is_not_enough():
+    rising = [case for case in stacks(2, (2, 3, 4), 12) if rises(case[0])]
+    lax = [rates for rates, rule, fact in rising if rule and not fact]
+    assert len(lax) == 49
+    assert lax[0] == (1, 1, 4)
 
 
 def test_for_five_taps_the_rule_asks_too_much():
