@@ -30,13 +30,24 @@ def gathered_conv1d(
 ) -> Tensor:
     """Convolve along one axis as the formula says: the reference that `dilated_conv1d` is held to.
 
-    Parameters and errors are those of `dilated_conv1d`.
+    Parameters
+    ----------
+    x, weight, bias
+        (batch, in_channels, length), (out_channels, in_channels / groups, k) and
+        (out_channels,) or None; any dtype, the same for all.
+    dilation, stride, padding, groups
+        As for `dilated_conv1d`.
 
     Returns
     -------
     Tensor
         (batch, out_channels, outputs). Half precision is summed in float32 and rounded once; sums of
         integers and booleans are int64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dilated_conv1d`.
 
     Notes
     -----
@@ -70,13 +81,24 @@ def gathered_conv2d(
 ) -> Tensor:
     """Convolve an image as the formula says: the reference that `dilated_conv2d` is held to.
 
-    Parameters and errors are those of `dilated_conv2d`.
+    Parameters
+    ----------
+    x, weight, bias
+        (batch, in_channels, height, width), (out_channels, in_channels / groups, k_h, k_w) and
+        (out_channels,) or None; any dtype, the same for all.
+    dilation, stride, padding, groups
+        As for `dilated_conv2d`.
 
     Returns
     -------
     Tensor
         (batch, out_channels, out_height, out_width). Half precision is summed in float32 and rounded
         once; sums of integers and booleans are int64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dilated_conv2d`.
 
     Notes
     -----
