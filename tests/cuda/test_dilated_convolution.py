@@ -161,9 +161,9 @@ def test_shapes(layer, channels, groups):
 @everywhere
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", [(1, 3), (4, 4), (5, 6)])  # 3 taps, 16, and a loop over 30
-@pytest.mark.parametrize("channels", [(3, 3), (70, 70), (34, 68)])
+@pytest.mark.parametrize("channels", [(3, 3), (70, 70), (10, 20)])
 def test_depthwise_types_and_kernels(dtype, kernel, channels):
-    layer = Layer((1, 10, 14), channels, kernel, padding=(3, 3, 3, 3), dilation=(2, 1))
+    layer = Layer((1, 6, 9), channels, kernel, padding=(3, 3, 3, 3), dilation=(2, 1))
     agree(replace(layer, groups=channels[0]), dtype)
 
 

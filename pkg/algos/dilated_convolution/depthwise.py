@@ -19,8 +19,14 @@ from pkg.algos.dilated_convolution.reference import accumulation_dtype
 
 #: Zeros on a side from which on PyTorch's own depthwise convolution is the slower one.
 WIDE_PADDING = 8
-#: Numbers in the buffer: one megabyte of float32.
-BUFFER = 1 << 18
+#: Numbers in the buffer: one megabyte of float32; with channels last the blocks are wider.
+BUFFER, BUFFER_LAST = 1 << 18, 1 << 19
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Return channels_last where x is that and not also contiguous; its result will be the same."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def is_depthwise(channels: int, outputs: int, groups: int) -> bool:
@@ -33,6 +39,8 @@ def depthwise_forward(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """Convolve each channel with its own kernel; `padding` is [top, bottom, left, right]."""
+    if memory_format(x) == torch.channels_last:
+        return _channels_last_forward(x, weight, bias, stride, padding, dilation)
     batch, channels = x.shape[:2]
     kernels = weight.repeat(batch, 1, 1, 1)
     biases = None if bias is None else bias.repeat(batch)
@@ -48,6 +56,33 @@ def depthwise_forward(
         output[here] = found
     assert output is not None, "there is at least one image and one channel"
     return output.unflatten(0, (batch, channels))
+
+
+def _channels_last_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The same, image by image, in buffers whose channels are last too."""
+    top, bottom, left, right = padding
+    batch, channels, height, width = x.shape
+    size = (height + top + bottom, width + left + right)
+    step = min(max(BUFFER_LAST // (size[0] * size[1]) // 16 * 16, 32), channels)
+    buffer = x.new_zeros((1, *size, step)).permute(0, 3, 1, 2)
+    inside = buffer[:, :, top : top + height, left : left + width]
+    output = None
+    for start in range(0, channels, step):
+        here = slice(start, start + step)
+        kernel, added = weight[here], None if bias is None else bias[here]
+        count = len(kernel)
+        for image in range(batch):
+            inside[0, :count].copy_(x[image, here])
+            found = conv2d(buffer[:, :count], kernel, added, stride, 0, dilation, count)[0]
+            if output is None:
+                shape = (batch, channels, *found.shape[1:])
+                output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            output[image, here] = found
+    assert output is not None, "there is at least one image and one channel"
+    return output
 
 
 def depthwise_backward_input(
@@ -69,6 +104,8 @@ def depthwise_backward_weight(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """Return the gradient by the kernels: tap by tap, the input shifted, times the gradient, summed."""
+    if memory_format(x) == torch.channels_last:
+        return _channels_last_weight(gradient, x, kernel, stride, padding, dilation)
     batch, channels = x.shape[:2]
     kind = accumulation_dtype(x.dtype)
     rows, columns = gradient.shape[2:]
@@ -88,6 +125,36 @@ def depthwise_backward_weight(
                 found[here, i, j] = (tap * part).sum((1, 2))
     total = found.unflatten(0, (batch, channels)).sum(0)
     return total.unsqueeze(1).to(gradient.dtype)
+
+
+def _channels_last_weight(
+    gradient: Tensor, x: Tensor, kernel: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The same where channels are last: blocks of channels, image by image."""
+    top, bottom, left, right = padding
+    batch, channels, height, width = x.shape
+    rows, columns = gradient.shape[2:]
+    kind, step = accumulation_dtype(x.dtype), min(32, channels)
+    buffer = x.new_zeros((height + top + bottom, width + left + right, step), dtype=kind)
+    product = x.new_empty((rows, columns, step), dtype=kind)
+    total = x.new_zeros((*kernel, channels), dtype=kind)
+    for start in range(0, channels, step):
+        here = slice(start, start + step)
+        count = min(step, channels - start)
+        block, into = buffer[..., :count], product[..., :count]
+        for image in range(batch):
+            block[top : top + height, left : left + width] = x[image, here].permute(1, 2, 0)
+            part = gradient[image, here].permute(1, 2, 0).to(kind).contiguous()
+            for i in range(kernel[0]):
+                for j in range(kernel[1]):
+                    low, near = i * dilation[0], j * dilation[1]
+                    tap = block[
+                        low : low + (rows - 1) * stride[0] + 1 : stride[0],
+                        near : near + (columns - 1) * stride[1] + 1 : stride[1],
+                    ]
+                    total[i, j, here] += torch.mul(tap, part, out=into).sum((0, 1))
+    return total.permute(2, 0, 1).unsqueeze(1).to(gradient.dtype).contiguous()
 
 
 def _padded_blocks(

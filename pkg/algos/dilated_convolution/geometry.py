@@ -8,7 +8,7 @@ from typing import Any
 
 def _whole(name: str, value: Any, least: int) -> int:
     """Return `value` if it is an integer (also a symbolic one of a compiler) of at least `least`."""
-    if isinstance(value, bool | float | str) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -4,6 +4,7 @@
 the gradient of each one is made of the other two, and all are differentiable as often as one likes.
 
 Lists of ints: `stride` and `dilation` are [height, width], `padding` is [top, bottom, left, right].
+The result has the memory format of the first argument; the weight's gradient is contiguous.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pkg.algos.dilated_convolution.depthwise import (
     depthwise_backward_weight,
     depthwise_forward,
     is_depthwise,
+    memory_format,
 )
 from pkg.operators import register
 
@@ -33,8 +35,10 @@ def _forward(
     wide = not _symmetric(padding) or max(padding) >= WIDE_PADDING
     if wide and x.numel() and is_depthwise(x.shape[1], weight.shape[0], groups):
         return depthwise_forward(x, weight, bias, stride, padding, dilation)
+    form = memory_format(x)
     x, sides = _pad_first(x, padding)
-    return conv2d(x, weight, bias, stride, sides, dilation, groups).contiguous()
+    output = conv2d(x, weight, bias, stride, sides, dilation, groups)
+    return output.contiguous(memory_format=form)
 
 
 def _symmetric(padding: Sequence[int]) -> bool:
@@ -59,7 +63,12 @@ def _forward_fake(
          - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in (0, 1)
     ]  # fmt: skip
-    return x.new_empty((x.shape[0], weight.shape[0], *sizes))
+    return _empty(x, x.shape[0], weight.shape[0], *sizes)
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    form = memory_format(like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
 
 
 def _backward_input(
@@ -84,14 +93,14 @@ def _backward_input(
     )[0]  # fmt: skip
     if size != [height, width]:
         found = found[:, :, top : top + height, left : left + width]
-    return found.contiguous()
+    return found.contiguous(memory_format=memory_format(gradient))
 
 
 def _backward_input_fake(
     gradient: Tensor, weight: Tensor, height: int, width: int,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    return gradient.new_empty((gradient.shape[0], weight.shape[1] * groups, height, width))
+    return _empty(gradient, gradient.shape[0], weight.shape[1] * groups, height, width)
 
 
 def _backward_weight(
