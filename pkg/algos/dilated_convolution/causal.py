@@ -48,11 +48,6 @@ class CausalDilatedStack(nn.Module):
     kernel_size
         Taps of each layer, at least 2.
 
-    Attributes
-    ----------
-    receptive_field
-        How many inputs, the present one included, can influence an output.
-
     Raises
     ------
     TypeError, ValueError
