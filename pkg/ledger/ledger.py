@@ -72,12 +72,15 @@ class Ledger:
         source: str = "",
         meaning: str = "",
         latex: str | None = None,
+        recurrence: bool = False,
     ) -> Entry:
         """Introduce what stands on the left side; later entries may use it. Proves nothing.
 
-        `meaning` is one sentence for the line of evidence.
+        `meaning` is one sentence for the line of evidence. A `recurrence` defines its left side by
+        the same thing one step earlier; it is printed and not put into later entries.
         """
-        self._remember(equation, required=True)
+        if not recurrence:
+            self._remember(equation, required=True)
         text = meaning or f"{title}."
         return self._add(name, equation, title, source, ("definition",), (text,), latex=latex)
 
@@ -153,7 +156,8 @@ class Ledger:
 
         Definitions are put in first. The proof is by simplification (or, for an inequality, by the
         sign of the difference), by `induction`, or by exhausting finitely many `cases`; then the
-        statement as written is evaluated with 50 digits at random points of its `domain`.
+        statement as written is evaluated with 50 digits at random points of its `domain`. A closed
+        form that is proved by induction becomes the meaning of its left side.
 
         Parameters
         ----------
@@ -180,6 +184,8 @@ class Ledger:
             If the two sides differ, or could not be shown to agree.
         """
         statement = self._unfold(relation, given)
+        if induction is not None:
+            induction = induction.mapped(lambda part: self.definitions.unfold(part, given))
         if cases is not None:
             how = prove_by_exhaustion(statement, cases)
             sentence = f"Holds {how}"
@@ -194,25 +200,26 @@ class Ledger:
             )
             seed = f"{self.chapter}:{name}"
             points = guard(
-                statement, seed=seed, domain={**self.ranges, **(domain or {})}, assuming=assuming
+                statement,
+                seed=seed,
+                domain={**self.ranges, **(domain or {})},
+                assuming=assuming,
+                induction=induction,
             )
             where = f"at {points} random points" if points > 1 else "with nothing to vary"
             sentence = f"For all values, {how}; and to {DIGITS} digits {where}"
         sentence += f", {because}." if because else "."
-        if implementation is None:
-            return self._add(name, relation, title, source, ("proved",), (sentence,), latex=latex)
-        if on is None:
-            raise ValueError("implementation needs on=, the inputs to compare on")
-        called, second = self._compare(name, relation, implementation, on, comparing)
+        classes, evidence = ["proved"], [sentence]
+        called: tuple[str, ...] = ()
+        if implementation is not None:
+            if on is None:
+                raise ValueError("implementation needs on=, the inputs to compare on")
+            full, second = self._compare(name, relation, implementation, on, comparing)
+            classes, evidence, called = [*classes, "checked"], [*evidence, second], (full,)
+        if induction is not None and Definitions.defines(relation):
+            self._remember(relation)
         return self._add(
-            name,
-            relation,
-            title,
-            source,
-            ("proved", "checked"),
-            (sentence, second),
-            (called,),
-            latex,
+            name, relation, title, source, tuple(classes), tuple(evidence), called, latex
         )
 
     def derive(

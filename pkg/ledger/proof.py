@@ -16,6 +16,7 @@ import sympy as sp
 from sympy.core.function import AppliedUndef
 
 from pkg.ledger.errors import NotProved, VacuousCheck
+from pkg.ledger.normal_form import normal_form
 from pkg.ledger.operators import MaxOver, MinOver
 
 DIGITS = 50
@@ -43,6 +44,30 @@ class Induction:
     start: int
     first: Any
     following: Callable[[Any], Any]
+
+    @classmethod
+    def along(cls, recurrence: sp.Eq, variable: sp.Symbol, start: int, first: Any) -> Induction:
+        """Return the induction along a recurrence `a[n] = f(a[n - 1], n)`."""
+        at_next = recurrence.rhs.subs(variable, variable + 1)
+        return cls(variable, start, first, lambda previous: at_next.subs(recurrence.lhs, previous))
+
+    def mapped(self, change: Callable[[Any], Any]) -> Induction:
+        """Return the same induction with `change` applied to what it says, such as definitions."""
+        following = self.following
+        return Induction(
+            self.variable,
+            self.start,
+            change(sp.sympify(self.first)),
+            lambda previous: change(following(previous)),
+        )
+
+    def unrolled(self, last: int) -> Any:
+        """Return the left side at `last`, by the recurrence from the start on."""
+        value = sp.sympify(self.first)
+        for step in range(self.start, last):
+            name = sp.Dummy("previous", real=True)
+            value = self.following(name).subs(self.variable, step).xreplace({name: value})
+        return value
 
 
 def as_atoms(expression: Any) -> Any:
@@ -105,6 +130,9 @@ def _difference(left: Any, right: Any) -> Any:
     evaluated = sp.simplify((left - right).doit())
     if evaluated == 0:
         return evaluated
+    ordered = sp.cancel(sp.together(as_atoms(normal_form(left - right))))
+    if ordered == 0:
+        return ordered
     merged = _merge_sums(left - right)
     return sp.Integer(0) if merged == 0 else as_atoms(sp.simplify(evaluated))
 
@@ -229,6 +257,7 @@ def guard(
     seed: str,
     domain: Mapping[Any, Any] | None = None,
     assuming: Sequence[Any] = (),
+    induction: Induction | None = None,
     points: int = POINTS,
 ) -> int:
     """Evaluate `relation` as written, with 50 digits, at random points of its domain.
@@ -244,6 +273,8 @@ def guard(
         of values. Without it a symbol's own assumptions decide.
     assuming
         Conditions that a point must satisfy to count.
+    induction
+        How the left side follows from its recurrence, where it is defined by one.
     points
         How many points to look at.
 
@@ -264,7 +295,11 @@ def guard(
         values = _sample(relation, rng, domain, assuming)
         if values is None:
             continue
-        verdict = _holds(relation, values, rng)
+        here = relation
+        if induction is not None and isinstance(relation.lhs, sp.Indexed | AppliedUndef):
+            left = induction.unrolled(int(values[induction.variable]))
+            here = relation.func(left, relation.rhs, evaluate=False)
+        verdict = _holds(here, values, rng)
         if verdict is None:
             continue
         if not verdict:

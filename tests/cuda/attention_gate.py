@@ -6,38 +6,52 @@ import torch
 
 from pkg.cuda.flash_attention import choose
 from pkg.cuda.flash_attention.backward import delta_kernel, dkv_kernel, dq_kernel
-from pkg.cuda.flash_attention.configs import block_d
+from pkg.cuda.flash_attention.configs import (
+    DELTA_BLOCK,
+    DELTA_WARPS,
+    MERGE_BLOCK,
+    MERGE_WARPS,
+    Config,
+    block_d,
+    precision,
+)
 from pkg.cuda.flash_attention.decode import decode_kernel, merge_kernel
 from pkg.cuda.flash_attention.forward import forward_kernel
+from pkg.cuda.flash_attention.tiles import PLAIN
 from tests.cuda.gate import Compiled, compile_for_sm90
 
 KERNELS = {
     "forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel, "decode": decode_kernel,
 }  # fmt: skip
-_INT64 = ("words", "lengths")
-_INT32 = ("cu_q", "cu_k")
+KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_INT64 = ("lengths",)
+_INT32 = ("words", "cu_q", "cu_k")
 _FLOAT32 = ("lse", "delta", "top", "partial_out", "partial_lse", "lse_gradient")
 _TYPES = {"factor": "fp32", "scale": "fp32", "mask": "*u8"}
 _TENSORS = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")
+_FLAGS = ("HAS_LEFT", "HAS_RIGHT", "HAS_MASK", "HAS_TREE", "PACKED", "BOTTOM_RIGHT")
+# Strides of what the launcher allocates: multiples of 16 only where head_dim is one.
+_OURS = ("stride_on", "stride_oh", "stride_ob", "stride_dn", "stride_dh", "stride_db")
 
 
-def compile_attention(name: str, dtype: str, dim: int, **flags: bool) -> list[Compiled]:
+def compile_attention(
+    name: str, dtype: str, dim: int, config: Config | None = None, rows: int = 0, **flags: bool
+) -> list[Compiled]:
     """Compile kernel `name` for `dtype` ("bf16", "fp16", "fp32"), head_dim and what is visible.
 
-    One result for each launch: dK and dV may be made apart.
+    One result for each launch: dK and dV may be made apart. `config` stands in for the table's.
     """
-    general = flags.get("HAS_MASK") or flags.get("HAS_TREE")
-    kind = getattr(torch, {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype])
-    config = choose(name, kind, dim, bool(general))
+    general = bool(flags.get("HAS_MASK") or flags.get("HAS_TREE"))
+    kind = KINDS[dtype]
+    config = config or choose(name, kind, dim, general, rows)
     constants = {
         "DIM": dim, "BLOCK_D": block_d(dim), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-        "STAGES": config.num_stages,
-        "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+        "BLOCK_P": config.partial, "STAGES": config.num_stages, "PRECISION": precision(kind),
     }  # fmt: skip
     if name != "decode":
-        names = ("HAS_LEFT", "HAS_RIGHT", "HAS_MASK", "HAS_TREE", "PACKED", "BOTTOM_RIGHT")
-        constants |= {flag: flags.get(flag, False) for flag in names}
-        constants["BLOCK_P"] = config.partial
+        constants |= {flag: flags.get(flag, False) for flag in _FLAGS}
+    if flags.get("HAS_MASK"):
+        constants["mask_column"] = 1  # a launch makes a constant of a 1
     variants = [{}]
     if name == "dkv":
         both = [(True, False), (False, True)] if config.apart else [(True, True)]
@@ -52,8 +66,8 @@ def compile_helper(name: str, dtype: str, dim: int) -> Compiled:
     """Compile one of the two small kernels without a configuration: "delta" or "merge"."""
     constants = {"DIM": dim, "BLOCK_D": block_d(dim)}
     if name == "delta":
-        return _compile(delta_kernel, dtype, {**constants, "BLOCK_M": 64}, 4, 3)
-    return _compile(merge_kernel, dtype, {**constants, "BLOCK_S": 128}, 1, 3)
+        return _compile(delta_kernel, dtype, {**constants, "BLOCK_M": DELTA_BLOCK}, DELTA_WARPS, 3)
+    return _compile(merge_kernel, dtype, {**constants, "BLOCK_S": MERGE_BLOCK}, MERGE_WARPS, 3)
 
 
 def _compile(kernel, dtype: str, constants: dict, warps: int, stages: int) -> Compiled:
@@ -69,10 +83,15 @@ def _compile(kernel, dtype: str, constants: dict, warps: int, stages: int) -> Co
             signature[argument] = "*fp32"
         else:
             signature[argument] = _TYPES.get(argument, "i32")
-    # What a launch finds divisible by 16: pointers, and the strides of tensors.
+    # What a launch finds divisible by 16: pointers, and the strides of rows; see `_aligned`. The
+    # cache of a decoding step is not copied, so its rows may begin anywhere.
+    odd = constants["DIM"] % 16 != 0
+    cache = kernel is decode_kernel and odd
     aligned = [
         argument for argument, kind in signature.items()
-        if argument not in constants and (kind.startswith("*") or argument.startswith("stride_"))
+        if argument not in constants and argument not in PLAIN
+        and (kind.startswith("*") or (argument.startswith("stride_") and not cache))
+        and not (odd and argument in _OURS)
     ]  # fmt: skip
     return compile_for_sm90(
         kernel, signature, constants, num_warps=warps, num_stages=stages, aligned=aligned

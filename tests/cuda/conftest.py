@@ -29,3 +29,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="unset TRITON_INTERPRET"))
         elif "gpu" in marks and (INTERPRETING or not torch.cuda.is_available()):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def poison(request):
+    """Fill fresh memory with NaN, so that what a kernel never wrote shows in its result."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if not marks & {"interpreter", "gpu"}:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    # This mode fills; `warn_only` lets the references of PyTorch run on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=warned)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pkg.algos.flash_attention import doors
 from pkg.algos.flash_attention.masks import Visibility
-from pkg.algos.flash_attention.operator import BLOCK
+from pkg.algos.flash_attention.operator import BLOCK, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
 from pkg.algos.flash_attention.softmax import SoftmaxState
 from pkg.algos.flash_attention.tiled import tiled_forward
@@ -104,6 +104,14 @@ def _decode(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, splits: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     q_len = q.shape[2]
+    if splits <= 1:  # each sequence by itself: nothing is spent on its padding
+        output = torch.empty_like(q, memory_format=torch.contiguous_format)
+        lse = q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+        for i, length in enumerate(lengths.tolist()):
+            keys, values = (x[i : i + 1, :, :length] for x in (k, v))
+            seen = Visibility(q_len, length, right=0, shift=length - q_len)
+            output[i], lse[i] = (x[0] for x in cpu_forward(q[i : i + 1], keys, values, seen, scale))
+        return output, lse
     longest = int(lengths.max()) if len(lengths) else 0
     last = lengths.view(-1, 1, 1, 1) - q_len + torch.arange(q_len).view(-1, 1)
     visible = torch.arange(longest) <= last  # (batch, 1, q_len, longest)

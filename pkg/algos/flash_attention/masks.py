@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -147,6 +147,18 @@ class Visibility:
         """Whether every pair is visible."""
         return self.left < 0 and self.right < 0 and self.mask is None and self.ancestors is None
 
+    @property
+    def common(self) -> int:
+        """How many keys, from the first on, certainly count for every query."""
+        if self.mask is not None or self.left >= 0:
+            return 0
+        end = self.k_len if self.ancestors is None else self.k_len - self.q_len
+        return end if self.right < 0 else max(0, min(end, self.shift + self.right + 1))
+
+    def after(self, keys: int) -> Visibility:
+        """Return the pairs of all queries with the keys from there on; `keys` are in `common`."""
+        return replace(self, k_len=self.k_len - keys, shift=self.shift - keys)
+
     def tiles(self, q0: int, q1: int, block: int) -> Iterator[tuple[int, int, Tensor | None]]:
         """Yield (first key, end, visible pairs) of the key tiles that rows q0..q1 need.
 
@@ -196,11 +208,17 @@ class Visibility:
         prefix = self.k_len - self.q_len
         if k1 <= prefix:
             return None
-        node = torch.arange(k0, k1, device=self.ancestors.device) - prefix  # (columns,)
-        inside = node.clamp(min=0)
-        words = self.ancestors[:, q0:q1, inside // _WORD]  # (batch, rows, columns)
-        bits = ((words >> (inside % _WORD)) & 1).bool() | (node < 0)
-        return bits.unsqueeze(1)  # (batch, 1, rows, columns)
+        before, end = max(0, prefix - k0), k1 - prefix  # columns of the text; end of the nodes
+        start = max(0, k0 - prefix)
+        words = self.ancestors[:, q0:q1, start // _WORD : -(-end // _WORD)]
+        if not before and not bool(words.any()):  # nothing to unpack
+            return words.new_zeros(1, 1, 1, 1, dtype=torch.bool)
+        bits = (words.unsqueeze(-1) >> torch.arange(_WORD, device=words.device)) & 1
+        first = start % _WORD
+        inside = bits.flatten(-2)[..., first : first + end - start].bool()  # (batch, rows, nodes)
+        if before:
+            inside = torch.nn.functional.pad(inside, (before, 0), value=True)
+        return inside.unsqueeze(1)  # (batch, 1, rows, columns)
 
 
 def _kind(thing: object) -> str:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention.fused import fused_backward, fused_forward, same_function
 from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
-from pkg.algos.flash_attention.products import accumulation_dtype, all_finite
+from pkg.algos.flash_attention.products import accumulation_dtype
+from pkg.algos.flash_attention.softmax import SoftmaxState
 from pkg.algos.flash_attention.tiled import tiled_backward, tiled_forward
 from pkg.operators import register
 
@@ -103,21 +105,20 @@ def cpu_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return (output, log-sum-exp) by PyTorch's fused kernel where that is the same function.
 
-    It is where all is visible, and where the band is causal from the first key on and no NaN waits
-    in a key or value (it would leak). Else by our tiles, which also skip what is not visible.
+    Else by our tiles, which also skip what is not visible; but the keys that all queries see (the
+    text before a tree, or before the newest tokens) go to the fused kernel, and the states merge.
     """
-    causal = (seen.left, seen.right, seen.shift) == (-1, 0, 0)
-    plain = seen.mask is None and seen.ancestors is None
-    same = seen.everything or (plain and causal and all_finite(k, v))
-    if not same or not q.numel() or not k.numel():
+    if same_function(seen, q, k, v):
+        return fused_forward(q, k, v, scale, causal=seen.common < seen.k_len)
+    common = seen.common
+    wide = q.dtype == accumulation_dtype(q.dtype)  # a half-precision part would be rounded twice
+    if common < BLOCK or not wide or not q.numel():
         return tiled_forward(q, k, v, seen, scale, BLOCK, BLOCK)
-    # The fused kernel takes a last axis with gaps for one without, and says nothing.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output, lse = fused(q, k, v, 0.0, causal, scale=scale)
-    return output.contiguous(), lse.contiguous()
+    keys, values = k[:, :, common:], v[:, :, common:]
+    own = tiled_forward(q, keys, values, seen.after(common), scale, BLOCK, BLOCK)
+    shared = fused_forward(q, k[:, :, :common], v[:, :, :common], scale)
+    state = SoftmaxState.from_lse(*shared).merge(SoftmaxState.from_lse(*own))
+    return state.output, state.lse
 
 
 def _forward_fake(
@@ -134,6 +135,11 @@ def _backward(
     left: int, right: int, shift: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     seen = _visibility(q, k, mask, ancestors, left, right, shift)
+    wide = q.dtype == accumulation_dtype(q.dtype)
+    # The fused kernel knows of no gradient that arrives at the log-sum-exp.
+    if wide and not bool(lse_gradient.any()) and same_function(seen, q, k, v, gradient):
+        causal = seen.common < seen.k_len
+        return fused_backward(gradient, q, k, v, output, lse, scale, causal)
     return tiled_backward(gradient, lse_gradient, q, k, v, output, lse, seen, scale, BLOCK, BLOCK)
 
 

@@ -6,10 +6,13 @@ import triton
 import triton.language as tl
 
 from pkg.cuda.flash_attention.tiles import (
+    PLAIN,
+    find_program,
     guarded_dot,
     key_range,
     load_tile,
     place,
+    steps_partial,
     store_tile,
     visible_pairs,
 )
@@ -18,49 +21,46 @@ from pkg.cuda.flash_attention.tiles import (
 
 
 @triton.jit
-def _sweep(
-    acc, total, top, q, k, v, rows, row, start, end, stride_k, stride_v,
+def _absorb(
+    acc, total, top, q, k, v, rows, row, column, stride_k, stride_v,
     q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_TREE: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr,
+    HAS_TREE: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
-    """Carry the state (top, total, acc) over keys start … end; PARTIAL if some pairs do not count."""
-    for column in tl.range(start, end, BLOCK_N, num_stages=STAGES):
-        keys = load_tile(k, column, stride_k, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
-        scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    """Carry the state over BLOCK_N keys from `column` on; PARTIAL if some pairs do not count."""
+    keys = load_tile(k, column, stride_k, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
+    scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    if PARTIAL:
         columns = column + tl.arange(0, BLOCK_N)
-        seen = columns[None, :] < k_len
-        if PARTIAL:
-            seen = visible_pairs(
-                rows[:, None], columns[None, :], row, column, q_len, k_len, left, right, shift,
-                mask, mask_row, mask_column, words, words_row, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE,
-            )  # fmt: skip
-            scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1) * factor)
-        # tl.max and tl.maximum pass over a NaN; the sum below does not.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.math.exp2(scores * factor - base[:, None])
-        rescale = tl.math.exp2(top - base)
-        total = total * rescale + tl.sum(weights, 1)
-        acc = acc * rescale[:, None]
-        values = load_tile(v, column, stride_v, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
-        weights = weights.to(values.dtype)
-        if PARTIAL:
-            acc = guarded_dot(weights, values, seen, acc, PRECISION)
-        else:
-            acc = tl.dot(weights, values, acc, input_precision=PRECISION)
-        top = higher
-    return acc, total, top
+        seen = visible_pairs(
+            rows[:, None], columns[None, :], row, column, q_len, k_len, left, right, shift,
+            mask, mask_row, mask_column, words, words_row, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE,
+        )  # fmt: skip
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(top, tl.max(scores, 1) * factor)
+    # tl.max and tl.maximum pass over a NaN; the sum below does not.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.math.exp2(scores * factor - base[:, None])
+    rescale = tl.math.exp2(top - base)
+    total = total * rescale + tl.sum(weights, 1)
+    acc = acc * rescale[:, None]
+    values = load_tile(v, column, stride_v, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
+    weights = weights.to(values.dtype)
+    if PARTIAL:
+        acc = guarded_dot(weights, values, seen, acc, PRECISION)
+    else:
+        acc = tl.dot(weights, values, acc, input_precision=PRECISION)
+    return acc, total, higher
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN)
 def forward_kernel(
     q, k, v, out, lse, mask, words, cu_q, cu_k,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_ob, stride_oh, stride_on, stride_lb, stride_lh,
     mask_batch, mask_head, mask_row, mask_column, words_batch, words_row,
-    q_len, k_len, group, left, right, shift, factor,
+    tiles, heads, q_len, k_len, group, left, right, shift, factor,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr, PRECISION: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_TREE: tl.constexpr,
@@ -68,21 +68,22 @@ def forward_kernel(
 ):  # fmt: skip
     """Write the output and the log-sum-exp (in nats) of one tile of queries of one head."""
     # The last rows of a causal matrix have the most work: they begin first.
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    head, sequence = tl.program_id(1), tl.program_id(2)
+    tile, head, sequence = find_program(tiles, heads)
+    row = (tiles - 1 - tile) * BLOCK_M
     q_start, k_start, q_len, k_len, shift = place(
         sequence, cu_q, cu_k, q_len, k_len, shift, PACKED, BOTTOM_RIGHT
     )
     if row >= q_len:
         return
-    batch = tl.cast(sequence, tl.int64)
+    batch = sequence
     if PACKED:
-        batch = batch * 0
-    # A band leaves one or two partial tiles to a program: a pipeline there only takes registers.
-    SLOW: tl.constexpr = STAGES if HAS_MASK or HAS_TREE else 1
+        batch = sequence * 0
+    # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
+    SLOW: tl.constexpr = STAGES if HAS_MASK else 1
     q += batch * stride_qb + head * stride_qh + tl.cast(q_start, tl.int64) * stride_qn
-    out += batch * stride_ob + head * stride_oh + tl.cast(q_start, tl.int64) * stride_on
-    lse += batch * stride_lb + head * stride_lh + q_start
+    # Places of results, whole: kept through the loops, they take fewer registers than their parts.
+    out += batch * stride_ob + head * stride_oh + tl.cast(q_start + row, tl.int64) * stride_on
+    lse += batch * stride_lb + head * stride_lh + q_start + row
     k += batch * stride_kb + (head // group) * stride_kh + tl.cast(k_start, tl.int64) * stride_kn
     v += batch * stride_vb + (head // group) * stride_vh + tl.cast(k_start, tl.int64) * stride_vn
     mask += batch * mask_batch + head * mask_head
@@ -97,25 +98,25 @@ def forward_kernel(
         row, q_len, k_len, left, right, shift, BLOCK_M, BLOCK_N,
         HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE,
     )  # fmt: skip
-    if HAS_LEFT:
-        acc, total, top = _sweep(
-            acc, total, top, queries, k, v, rows, row, first, whole, stride_kn, stride_vn,
+    # The order of the keys is free. Tiles with a mask come first, those on both sides in one loop:
+    # what they keep in registers is then gone before the loop that matters.
+    for step in tl.range(0, steps_partial(first, whole, partial, end), BLOCK_P, num_stages=SLOW):
+        column = first + step + tl.where(step < whole - first, 0, partial - whole)
+        acc, total, top = _absorb(
+            acc, total, top, queries, k, v, rows, row, column, stride_kn, stride_vn,
             q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
-            DIM, BLOCK_D, BLOCK_P, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, True, SLOW,
+            DIM, BLOCK_D, BLOCK_P, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, True,
         )  # fmt: skip
     if not HAS_MASK:
-        acc, total, top = _sweep(
-            acc, total, top, queries, k, v, rows, row, whole, partial, stride_kn, stride_vn,
-            q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
-            DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, False, STAGES,
-        )  # fmt: skip
-    acc, total, top = _sweep(
-        acc, total, top, queries, k, v, rows, row, partial, end, stride_kn, stride_vn,
-        q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
-        DIM, BLOCK_D, BLOCK_P, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, True, SLOW,
-    )  # fmt: skip
+        for column in tl.range(whole, partial, BLOCK_N, num_stages=STAGES):
+            acc, total, top = _absorb(
+                acc, total, top, queries, k, v, rows, row, column, stride_kn, stride_vn, q_len, k_len,
+                left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
+                DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, False,
+            )  # fmt: skip
     nothing = total == 0.0
     total = tl.where(nothing, 1.0, total)
-    store_tile(out, row, stride_on, q_len, acc / total[:, None], BLOCK_M, DIM, BLOCK_D)
+    store_tile(out, 0, stride_on, q_len - row, acc / total[:, None], BLOCK_M, DIM, BLOCK_D)
     nats = (top + tl.math.log2(total)) * 0.6931471805599453
-    tl.store(lse + rows, tl.where(nothing, float("-inf"), nats), mask=rows < q_len)
+    at = tl.arange(0, BLOCK_M)
+    tl.store(lse + at, tl.where(nothing, float("-inf"), nats), mask=at < q_len - row)

@@ -10,13 +10,23 @@ import triton
 from torch import Tensor
 
 from pkg.cuda.flash_attention.backward import delta_kernel, dkv_kernel, dq_kernel
-from pkg.cuda.flash_attention.configs import block_d, choose, precision
+from pkg.cuda.flash_attention.configs import (
+    DELTA_BLOCK,
+    DELTA_WARPS,
+    MERGE_BLOCK,
+    MERGE_WARPS,
+    block_d,
+    choose,
+    precision,
+)
 from pkg.cuda.flash_attention.decode import decode_kernel, merge_kernel
 from pkg.cuda.flash_attention.forward import forward_kernel
 
 _LOG2_E = 1.4426950408889634
 #: Programs that keep an H100 or H200 (132 multiprocessors) busy while decoding.
 _BUSY = 2 * 132
+#: Rows of the largest tile.
+_MOST_ROWS = 128
 #: Keys below which a part is not worth a program of its own, and the most parts.
 _SMALLEST_PART, _MOST_PARTS = 128, 128
 
@@ -42,8 +52,8 @@ def varlen_forward(
     lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
     pairs = _pairs(q, None, None, left, right)
     starts, sizes = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k, 0)
-    packed = [_as_heads_first(x) for x in (q, k, v, output)]
-    _forward(*packed, lse.unsqueeze(0), pairs, starts, sizes, bottom_right, scale)  # type: ignore[arg-type]
+    q, k, v, into = (_as_heads_first(x) for x in (q, k, v, output))
+    _forward(q, k, v, into, lse.unsqueeze(0), pairs, starts, sizes, bottom_right, scale)
     return output, lse
 
 
@@ -69,11 +79,11 @@ def varlen_backward(
     found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     pairs = _pairs(q, None, None, left, right)
     starts, sizes = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k, 0)
-    g, *packed = (_as_heads_first(x) for x in (gradient, q, k, v, output))
+    gradient, q, k, v, output = (_as_heads_first(x) for x in (gradient, q, k, v, output))
     into = [_as_heads_first(x) for x in found]
     _backward(
-        g, lse_gradient.unsqueeze(0), *packed, lse.unsqueeze(0), into, pairs, starts, sizes,
-        bottom_right, scale,
+        gradient, lse_gradient.unsqueeze(0), q, k, v, output, lse.unsqueeze(0), into, pairs, starts,
+        sizes, bottom_right, scale,
     )  # fmt: skip
     return found[0], found[1], found[2]
 
@@ -88,27 +98,25 @@ def decode(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not output.numel():
         return output, lse
-    config, group = choose("decode", q.dtype, dim), heads // kv_heads
+    group = heads // kv_heads
+    config = choose("decode", q.dtype, dim, rows=group * q_len)
     tiles = triton.cdiv(group * q_len, config.block_m)
     if splits == 0:
         wanted = triton.cdiv(_BUSY, batch * kv_heads * tiles)
         splits = max(1, min(wanted, _MOST_PARTS, capacity // _SMALLEST_PART))
-    part = max(1, triton.cdiv(triton.cdiv(capacity, splits), config.block_n)) * config.block_n
-    q, k, v = (_last_axis_dense(x) for x in (q, k, v))
+    # A copy of the cache would cost more than odd strides do: only what is wrong is copied.
+    q, k, v = (x if _is_sound(x) else x.contiguous() for x in (q, k, v))
     q, scale, _ = _positive(q, scale)
     partial = torch.empty((batch, heads, q_len, splits, dim), dtype=torch.float32, device=q.device)
     levels = torch.empty((batch, heads, q_len, splits), dtype=torch.float32, device=q.device)
-    shared = {"DIM": dim, "BLOCK_D": block_d(dim)}
     with _on(q):
-        decode_kernel[(splits * tiles, kv_heads, batch)](
+        decode_kernel[(tiles * splits * kv_heads * batch,)](
             q, k, v, lengths, partial, levels, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            q_len, capacity, heads, group, splits, part, scale * _LOG2_E, **shared,
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, PRECISION=precision(q.dtype),
-            STAGES=config.num_stages, num_warps=config.num_warps, num_stages=config.num_stages,
+            tiles, kv_heads, q_len, capacity, group, splits, scale * _LOG2_E, **_shape(q, config),
         )  # fmt: skip
         merge_kernel[(batch * heads * q_len,)](
-            partial, levels, output, lse, splits, **shared,
-            BLOCK_S=triton.next_power_of_2(splits), num_warps=1,
+            partial, levels, output, lse, splits, DIM=dim, BLOCK_D=block_d(dim),
+            BLOCK_S=MERGE_BLOCK, num_warps=MERGE_WARPS,
         )  # fmt: skip
     return output, lse
 
@@ -125,15 +133,16 @@ def _forward(
     sequences = q.shape[0] if starts is None else len(starts[0]) - 1
     if not (output.numel() and q_len and sequences):
         return
-    q, k, v = (_last_axis_dense(x) for x in (q, k, v))
     q, scale, _ = _positive(q, scale)
+    q, k, v = (_aligned(x) for x in (q, k, v))
     config = choose("forward", q.dtype, q.shape[3], pairs["general"])
     with _on(q):
-        forward_kernel[(triton.cdiv(q_len, config.block_m), q.shape[1], sequences)](
+        tiles, heads = triton.cdiv(q_len, config.block_m), q.shape[1]
+        forward_kernel[(tiles * heads * sequences,)](
             q, k, v, output, lse, pairs["mask"], pairs["words"], *(starts or (lse, lse)),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3],
-            *lse.stride()[:2], *pairs["strides"], q_len, k_len, q.shape[1] // k.shape[1],
-            pairs["left"], pairs["right"], shift, scale * _LOG2_E, **pairs["flags"],
+            *lse.stride()[:2], *pairs["strides"], tiles, heads, q_len, k_len,
+            heads // k.shape[1], pairs["left"], pairs["right"], shift, scale * _LOG2_E, **pairs["flags"],
             PACKED=starts is not None, BOTTOM_RIGHT=bottom_right, **_shape(q, config),
         )  # fmt: skip
 
@@ -150,39 +159,42 @@ def _backward(
         for x in found:
             x.zero_()
         return
-    gradient, q, k, v = (_last_axis_dense(x) for x in (gradient, q, k, v))
     q, scale, sign = _positive(q, scale)
+    gradient, q, k, v = (_aligned(x) for x in (gradient, q, k, v))
     lse_gradient, lse = lse_gradient.contiguous(), lse.contiguous()
     delta, top = torch.empty_like(lse), torch.empty_like(lse)
-    heads, dim, rows = q.shape[1], q.shape[3], q.shape[2]
+    batch, heads, rows, dim = q.shape
+    kv_heads = k.shape[1]
     dq, dk, dv = found
-    group = heads // k.shape[1]
     with _on(q):
-        delta_kernel[(triton.cdiv(rows, 64), heads, q.shape[0])](
+        tiles = triton.cdiv(rows, DELTA_BLOCK)
+        delta_kernel[(tiles * heads * batch,)](
             gradient, output, lse_gradient, lse, delta, top, *gradient.stride()[:3],
-            *output.stride()[:3], *lse.stride()[:2], rows,
-            DIM=dim, BLOCK_D=block_d(dim), BLOCK_M=64, num_warps=4,
+            *output.stride()[:3], *lse.stride()[:2], tiles, heads, rows,
+            DIM=dim, BLOCK_D=block_d(dim), BLOCK_M=DELTA_BLOCK, num_warps=DELTA_WARPS,
         )  # fmt: skip
         inputs = (q, k, v, gradient, delta, top)
         where = (pairs["mask"], pairs["words"], *(starts or (lse, lse)))
         strides = (
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *gradient.stride()[:3],
         )  # fmt: skip
+        levels = (*lse.stride()[:2], *pairs["strides"])
         rest = (
-            *lse.stride()[:2], *pairs["strides"], q_len, k_len, group, pairs["left"],
-            pairs["right"], shift, scale * _LOG2_E,
+            q_len, k_len, heads // kv_heads, pairs["left"], pairs["right"], shift, scale * _LOG2_E,
         )  # fmt: skip
         flags = {**pairs["flags"], "PACKED": starts is not None, "BOTTOM_RIGHT": bottom_right}
         config = choose("dq", q.dtype, dim, pairs["general"])
-        dq_kernel[(triton.cdiv(q_len, config.block_m), heads, sequences)](
-            *inputs, dq, *where, *strides, *dq.stride()[:3], *rest, scale * sign,
-            **flags, **_shape(q, config),
+        tiles = triton.cdiv(q_len, config.block_m)
+        dq_kernel[(tiles * heads * sequences,)](
+            *inputs, dq, *where, *strides, *dq.stride()[:3], *levels, tiles, heads, *rest,
+            scale * sign, **flags, **_shape(q, config),
         )  # fmt: skip
         config = choose("dkv", q.dtype, dim, pairs["general"])
+        tiles = triton.cdiv(k_len, config.block_n)
         for wanted in ((True, False), (False, True)) if config.apart else ((True, True),):
-            dkv_kernel[(triton.cdiv(k_len, config.block_n), k.shape[1], sequences)](
-                *inputs, dk, dv, *where, *strides, *dk.stride()[:3], *rest, scale,
-                **flags, **_shape(q, config), WANT_K=wanted[0], WANT_V=wanted[1],
+            dkv_kernel[(tiles * kv_heads * sequences,)](
+                *inputs, dk, dv, *where, *strides, *dk.stride()[:3], *levels, tiles, kv_heads,
+                *rest, scale, **flags, **_shape(q, config), WANT_K=wanted[0], WANT_V=wanted[1],
             )  # fmt: skip
 
 
@@ -207,7 +219,7 @@ def _pairs(
         strides[:4] = mask.expand(q.shape[0], q.shape[1], -1, -1).stride()
         mask = mask.view(torch.uint8)
     if ancestors is not None:
-        ancestors = ancestors.contiguous()
+        ancestors = ancestors.contiguous().view(torch.int32)  # low half first
         strides[4:] = (ancestors.stride(0) if ancestors.shape[0] > 1 else 0, ancestors.stride(1))
     return {
         "mask": q if mask is None else mask, "words": q if ancestors is None else ancestors,
@@ -229,8 +241,23 @@ def _as_heads_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).unsqueeze(0)
 
 
-def _last_axis_dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _is_sound(x: Tensor) -> bool:
+    """Tell whether the last axis has no gaps, and offsets within a tile of rows fit 32 bits."""
+    return x.stride(-1) == 1 and x.stride(-2) * _MOST_ROWS < 2**31
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return x, or a copy whose rows begin at multiples of 16 numbers: loads of 16 bytes, always.
+
+    One row of a head_dim of 40 in two would be loaded number by number otherwise, without the
+    asynchronous copies that a pipeline is made of.
+    """
+    plain = all(stride % 16 == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
+    if plain and _is_sound(x):
+        return x
+    *shape, dim = x.shape
+    copy = torch.empty((*shape, triton.cdiv(dim, 16) * 16), dtype=x.dtype, device=x.device)
+    return copy[..., :dim].copy_(x)
 
 
 def _on(x: Tensor) -> Any:

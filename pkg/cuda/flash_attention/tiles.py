@@ -9,6 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: Numbers that change from call to call: a kernel made for a multiple of 16 of them gains nothing, and
+#: another one for each combination would be compiled. Strides are told apart: loads depend on them.
+PLAIN = [
+    "tiles", "heads", "q_len", "k_len", "group", "left", "right", "shift", "capacity", "splits",
+    "stride_lb", "stride_lh", "words_batch", "words_row",
+]  # fmt: skip
+
 # Annotations of kernel arguments are for readers: Triton looks at the values.
 # mypy: disable-error-code="no-untyped-def"
 
@@ -35,6 +42,15 @@ def load_tile(
 
 
 @triton.jit
+def load_row(base, start, limit, ROWS: tl.constexpr, other: tl.constexpr, WHOLE: tl.constexpr):
+    """Load numbers start … start + ROWS of a vector; `other` beyond `limit`."""
+    rows = start + tl.arange(0, ROWS)
+    if WHOLE:
+        return tl.load(base + rows)
+    return tl.load(base + rows, mask=rows < limit, other=other)
+
+
+@triton.jit
 def store_tile(
     base, start, stride, limit, tile,
     ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -54,7 +70,8 @@ def visible_pairs(
 ):  # fmt: skip
     """Tell which pairs of query i and key j count; i and j broadcast against each other.
 
-    (row, column) is the tile's corner: within a tile, offsets fit 32 bits.
+    (row, column) is the tile's corner: within a tile, offsets fit 32 bits. `words` are the 32-bit
+    halves of an `AncestorMask`: they take half the registers.
     """
     seen = (i < q_len) & (j < k_len)
     if HAS_LEFT:
@@ -68,8 +85,8 @@ def visible_pairs(
     if HAS_TREE:
         node = j - (k_len - q_len)
         in_tree = seen & (node >= 0)
-        word = tl.load(words + (i * words_row + node // 64), mask=in_tree, other=0)
-        bit = (word >> tl.cast(node % 64, tl.int64)) & 1
+        word = tl.load(words + (i * words_row + (node >> 5)), mask=in_tree, other=0)
+        bit = (word >> (node & 31)) & 1
         seen = seen & ((node < 0) | (bit != 0))
     return seen
 
@@ -127,7 +144,7 @@ def query_range(
     """Return (first, whole, partial, end) of the queries of keys column … column + BLOCK_N."""
     last = tl.minimum(column + BLOCK_N, k_len) - 1
     first, end = 0, q_len
-    whole, partial = 0, tl.cdiv(q_len, BLOCK_M) * BLOCK_M  # rows beyond q_len weigh nothing
+    whole, partial = 0, q_len // BLOCK_M * BLOCK_M
     if HAS_RIGHT:
         first = tl.maximum(0, column - shift - right) // BLOCK_M * BLOCK_M
         whole = tl.cdiv(tl.maximum(0, last - shift - right), BLOCK_M) * BLOCK_M
@@ -142,6 +159,24 @@ def query_range(
     whole = tl.minimum(whole, tl.maximum(first, partial))
     partial = tl.maximum(whole, partial)
     return first, whole, partial, end
+
+
+@triton.jit
+def steps_partial(first, whole, partial, end):
+    """Return how many keys (or queries) lie in the two parts that need a mask."""
+    return whole - first + tl.maximum(0, end - partial)
+
+
+@triton.jit
+def find_program(tiles, heads):
+    """Return (tile, head, sequence) of this program; head and sequence in 64 bits.
+
+    Programs are numbered along one axis, tiles first: the grid's other axes end at 65,535, which
+    the windows of a vision model pass. 64 bits: head · stride passes 32 in a long sequence.
+    """
+    program = tl.program_id(0)
+    rest = program // tiles
+    return program % tiles, tl.cast(rest % heads, tl.int64), tl.cast(rest // heads, tl.int64)
 
 
 @triton.jit
