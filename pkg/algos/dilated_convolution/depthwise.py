@@ -19,8 +19,16 @@ from pkg.algos.dilated_convolution.reference import accumulation_dtype
 
 #: Zeros on a side from which on PyTorch's own depthwise convolution is the slower one.
 WIDE_PADDING = 8
-#: Numbers in the buffer: one megabyte of float32; with channels last the blocks are wider.
+#: Numbers in the buffer: one megabyte of float32; with channels last the blocks are wider. Several
+#: threads get four times as much, because they have to wait for each other after every block.
 BUFFER, BUFFER_LAST = 1 << 18, 1 << 19
+
+
+def _channels_at_once(numbers: int, area: int, least: int, channels: int) -> int:
+    """Return how many channels of `area` fit a buffer; a multiple of 16, as oneDNN's blocks are."""
+    if torch.get_num_threads() > 1:
+        numbers *= 4
+    return min(max(numbers // area // 16 * 16, least), channels)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -66,7 +74,7 @@ def _channels_last_forward(
     top, bottom, left, right = padding
     batch, channels, height, width = x.shape
     size = (height + top + bottom, width + left + right)
-    step = min(max(BUFFER_LAST // (size[0] * size[1]) // 16 * 16, 32), channels)
+    step = _channels_at_once(BUFFER_LAST, size[0] * size[1], 32, channels)
     buffer = x.new_zeros((1, *size, step)).permute(0, 3, 1, 2)
     inside = buffer[:, :, top : top + height, left : left + width]
     output = None
@@ -164,7 +172,7 @@ def _padded_blocks(
     top, bottom, left, right = padding
     count, height, width = planes.shape
     size = (height + top + bottom, width + left + right)
-    step = min(max(BUFFER // (size[0] * size[1]) // 16 * 16, 16), count)  # oneDNN's blocks are 16
+    step = _channels_at_once(BUFFER, size[0] * size[1], 16, count)
     buffer = planes.new_zeros((step, *size), dtype=dtype)
     inside = buffer[:, top : top + height, left : left + width]
     for start in range(0, count, step):
