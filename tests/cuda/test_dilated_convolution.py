@@ -168,6 +168,21 @@ def test_depthwise_types_and_kernels(dtype, kernel, channels):
 
 
 @everywhere
+@pytest.mark.parametrize(("rate", "stride", "height", "width"), [(2, 1, 15, 31), (6, 2, 46, 93)])
+def test_depthwise_tiles_of_pixels_that_lie_apart(rate, stride, height, width):
+    from pkg.cuda.dilated_convolution.launch import _spread
+
+    sides = (rate,) * 4
+    layer = Layer((1, height, width), (3, 3), (3, 3), (stride,) * 2, sides, (rate, rate), 3)
+    rows, columns = layer.plain(*layer.draw(torch.float32)).shape[2:]
+    for size, block in ((rows, 4), (columns, 8)):  # several tiles on each axis, pixels apart
+        apart, tiles = _spread(size, stride, rate, 3, block)
+        assert apart == rate // stride
+        assert tiles > 1
+    agree(layer, torch.float32)
+
+
+@everywhere
 @pytest.mark.parametrize("groups", [1, 20])
 def test_the_parts_of_a_long_sum(groups):
     from pkg.cuda.dilated_convolution import choose
@@ -218,8 +233,15 @@ def test_strided_tensors(how, groups):
         x = x.repeat_interleave(2, 1)[:, ::2]
         bias = bias.repeat_interleave(2)[::2]
     elif how == "shifted":  # an address that no vector of 16 bytes can be loaded from
+        from pkg.cuda.dilated_convolution.launch import _wide_channels
+
         last = x.permute(0, 2, 3, 1)
-        x = torch.cat([last, last[..., :3]], 3)[..., 3:].permute(0, 3, 1, 2)
+        x = torch.cat([last] * 2, 3)[..., 3:19].permute(0, 3, 1, 2)
+        assert x.stride() == (32 * 88, 1, 32 * 11, 32)
+        assert x.data_ptr() % 16
+        moved = _wide_channels(x, 1)
+        assert moved.data_ptr() % 16 == 0
+        assert torch.equal(moved, x)
     else:
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     agree(layer, torch.float32, (x, weight, bias))
