@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,9 @@ def _same(ours: Any, theirs: Any) -> bool:
                                np.asarray(torch.as_tensor(theirs).cpu())))  # fmt: skip
 
 
-def run(device: str, threads: tuple[int, ...], rounds: int) -> list[Case]:
+def run(device: str, threads: tuple[int, ...], rounds: int) -> Iterator[Case]:
     """Measure every shape and label type; torchmetrics as shipped, and with validation off."""
     ceiling = copy_bandwidth() if device == "cuda" else None
-    cases = []
     for shape in SHAPES:
         for dtype in (torch.int64, torch.uint8):
             for count in threads:
@@ -107,6 +106,4 @@ def run(device: str, threads: tuple[int, ...], rounds: int) -> list[Case]:
                     case.notes["share of copy bandwidth"] = (
                         read / case.timings["ours"].median / ceiling
                     )
-                cases.append(case)
-                print(name, f"{count} threads:", {k: round(v, 2) for k, v in case.ratios.items()})
-    return cases
+                yield case

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from pkg.cuda.flash_attention import choose
@@ -96,3 +98,28 @@ def _compile(kernel, dtype: str, constants: dict, warps: int, stages: int) -> Co
     return compile_for_sm90(
         kernel, signature, constants, num_warps=warps, num_stages=stages, aligned=aligned
     )
+
+
+def main() -> None:
+    """Compile the 16-bit rows of the table for causal attention, and store what each needs."""
+    from benchmarks.record import RESULTS, provenance
+    from pkg.cuda.flash_attention import CONFIGS
+
+    rows = []
+    for (name, bits, dim), config in CONFIGS.items():
+        kernel, _, kind = name.partition(", ")
+        if bits != 16 or kind:
+            continue
+        flags = {} if kernel == "decode" else {"HAS_RIGHT": True}
+        for part, compiled in enumerate(compile_attention(kernel, "bf16", dim, **flags)):
+            need = {"registers": compiled.registers, "shared": compiled.shared}
+            need |= {"spills": compiled.spills, "wgmma": compiled.wgmma}
+            rows.append({"kernel": kernel, "dim": dim, "launch": part, **vars(config), **need})
+    made = {key: value for key, value in provenance("cpu").items() if key != "machine"}
+    path = RESULTS / "flash_attention-gate.json"
+    path.write_text(json.dumps({**made, "target": "sm_90", "rows": rows}, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
