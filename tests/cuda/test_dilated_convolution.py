@@ -1,32 +1,31 @@
-"""The kernels of dilated convolution: their logic under the interpreter, their machine code."""
+"""The kernels of dilated convolution: their logic under the interpreter, and on a GPU."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import conv2d, pad
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# The same tests run on CPU tensors under the interpreter, and on a GPU without it.
-DEVICE = "cpu" if INTERPRETING else "cuda"
-everywhere = pytest.mark.interpreter if INTERPRETING else pytest.mark.gpu
+from tests.cuda.dilated_oracle import (
+    DEVICE,
+    DTYPES,
+    Layer,
+    agree,
+    by_pytorch,
+    everywhere,
+    inside_nan,
+    launchers,
+    on_device,
+    ours,
+)
+
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def launchers():
-    return pytest.importorskip("pkg.cuda.dilated_convolution")
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch, request):
+def poison(monkeypatch):
     """Fill what the launchers allocate with NaN, so that an element never written shows."""
-    if request.node.get_closest_marker("gate"):
-        return
     module = pytest.importorskip("pkg.cuda.dilated_convolution.launch")
     fresh = torch.empty
 
@@ -37,83 +36,6 @@ def poison(monkeypatch, request):
         empty = staticmethod(lambda *args, **keywords: fresh(*args, **keywords).fill_(torch.nan))
 
     monkeypatch.setattr(module, "torch", Torch())
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution and the size of what it gets."""
-
-    size: tuple[int, int, int] = (2, 9, 13)  # batch, height, width
-    channels: tuple[int, int] = (5, 7)  # in, out
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (1, 1, 1, 1)  # top, bottom, left, right
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    bias: bool = True
-
-    @property
-    def rest(self):
-        return list(self.stride), list(self.padding), list(self.dilation), self.groups
-
-    def draw(self, dtype, seed=0):
-        """Return x, weight and bias, or None for the last."""
-        generator = torch.Generator().manual_seed(seed)
-        batch, height, width = self.size
-        inputs, outputs = self.channels
-        shapes = [
-            (batch, inputs, height, width),
-            (outputs, inputs // self.groups, *self.kernel),
-            (outputs,),
-        ]
-        x, weight, bias = (torch.randn(s, generator=generator).to(dtype) for s in shapes)
-        return x, weight, bias if self.bias else None
-
-    def plain(self, x, weight, bias):
-        """The same by PyTorch, in the type of its inputs."""
-        top, bottom, left, right = self.padding
-        x = pad(x, (left, right, top, bottom))
-        return conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-
-
-def on_device(x):
-    return None if x is None else x.to(DEVICE)
-
-
-def ours(layer, x, weight, bias, arriving):
-    """Output and both gradients by the kernels, on the CPU."""
-    module = launchers()
-    x, weight, bias, arriving = (on_device(t) for t in (x, weight, bias, arriving))
-    found = (
-        module.forward(x, weight, bias, *layer.rest),
-        module.backward_input(arriving, weight, *x.shape[2:], *layer.rest),
-        module.backward_weight(arriving, x, *weight.shape[2:], *layer.rest),
-    )
-    return [part.cpu() for part in found]
-
-
-def by_pytorch(layer, x, weight, bias, arriving, kind):
-    leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
-    output = layer.plain(*leaves, None if bias is None else bias.to(kind))
-    return [output.detach(), *torch.autograd.grad(output, leaves, arriving.to(kind))]
-
-
-def agree(layer, dtype, tensors=None):
-    """Compare kernels and PyTorch: error at most twice PyTorch's in the same type."""
-    x, weight, bias = tensors or layer.draw(dtype)
-    shape = layer.plain(x.double(), weight.double(), None).shape
-    arriving = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    got = ours(layer, x, weight, bias, arriving)
-    exact = by_pytorch(layer, x, weight, bias, arriving, torch.float64)
-    plain = by_pytorch(layer, x, weight, bias, arriving, dtype)
-    for name, mine, true, theirs in zip(("out", "dx", "dw"), got, exact, plain, strict=True):
-        assert mine.dtype == dtype, name
-        assert mine.shape == true.shape, name
-        error, allowed = ((t.double() - true).norm() for t in (mine, theirs))
-        # One rounding of the result more, for a plain error that is zero by luck in a small case;
-        # in float32 the sum of a hundred products in another order: 8 roundings.
-        floor = torch.finfo(dtype).eps * true.norm() * (8 if dtype == torch.float32 else 1)
-        assert error <= 2 * allowed + floor, (name, float(error), float(allowed))
 
 
 @everywhere
@@ -193,14 +115,6 @@ def test_the_parts_of_a_long_sum(groups):
     assert _parts(2 * 17 * 19, 3, config.block_k)[1] > 1
     assert _parts(2 * 17 * 19, 1, choose("depthwise weight", torch.float32, 20, 3).block_m)[1] > 1
     agree(layer, torch.float32)
-
-
-def inside_nan(x, margin=2):
-    """Return x as a view, channels last, into a larger tensor whose rest is NaN."""
-    batch, channels, height, width = x.shape
-    big = torch.full((batch, height + 2 * margin, width + 2 * margin, channels), torch.nan).to(x)
-    view = big[:, margin:-margin, margin:-margin].permute(0, 3, 1, 2)
-    return view.copy_(x)
 
 
 @everywhere
@@ -346,6 +260,49 @@ def test_pixels_of_a_depthwise_tile_are_a_dilation_apart():
                 assert places >= set(range(size))
 
 
+@everywhere
+@pytest.mark.parametrize("channels", [(6, 33), (42, 63), (96, 48)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_dense_launches_are_those_that_the_gate_compiles(channels, groups, monkeypatch):
+    """Vectors of 16 bytes can be loaded, one stride of the weight is 1, tiles are the table's."""
+    from pkg.cuda.dilated_convolution import launch
+
+    seen = []
+
+    class Watched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def call(*args, **keywords):
+                named = dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
+                seen.append((self.kernel, named))
+                return self.kernel[grid](*args, **keywords)
+
+            return call
+
+    for name in ("correlate_kernel", "weight_kernel"):
+        monkeypatch.setattr(launch, name, Watched(getattr(launch, name)))
+    layer = Layer((1, 7, 10), channels, stride=(1, 2), groups=groups)
+    x, weight, bias = layer.draw(torch.float16)
+    agree(layer, torch.float16, (inside_nan(x), weight, bias))
+    assert len(seen) == 4  # forward, two classes of the input's gradient, the weight's gradient
+    for kernel, named in seen:
+        for argument, value in named.items():
+            if isinstance(value, torch.Tensor):
+                assert value.data_ptr() % 16 == 0, argument
+            elif argument.startswith(("stride_", "channels")):
+                assert value % 16 == 0 or (value == 1 and argument in ("stride_wi", "stride_wo"))
+        row = "correlate" if kernel is launch.correlate_kernel.kernel else "weight"
+        if row == "correlate":
+            assert 1 in (named["stride_wi"], named["stride_wo"])
+        wide, deep = named["channels_out"], named["channels_in"]
+        config = launch.choose(row, torch.float16, wide, deep)
+        tile = (config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
+        names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
+        assert tuple(named[n] for n in names) == tile
+
+
 # ---------------------------------------------------------------- on a GPU alone
 
 
@@ -370,61 +327,3 @@ def test_the_weight_gradient_is_the_same_in_every_run(groups):
     x, _, _ = (on_device(t) for t in layer.draw(torch.bfloat16))
     runs = [module.backward_weight(x, x, 3, 3, *layer.rest) for _ in range(3)]
     assert all(torch.equal(runs[0], again) for again in runs[1:])
-
-
-# ---------------------------------------------------------------- compile gate
-
-
-def gated():
-    """Every row of the table, in both directions and both types of 16 bits."""
-    try:
-        from pkg.cuda.dilated_convolution import CONFIGS
-    except ImportError:
-        return []
-    cases = []
-    for key in CONFIGS:
-        dtype = "bf16" if key[1] == 16 else "fp32"
-        if key[0] in ("correlate", "depthwise"):
-            cases += [(key, dtype, "backward", True, 3)]
-        cases += [(key, dtype, "forward", True, 3)]
-        if key[0].startswith("depthwise"):  # the dense kernels always get a multiple of 16
-            cases += [(key, dtype, "forward", False, 3)]
-        if key[0] == "depthwise":  # all taps unrolled, and a loop
-            cases += [(key, dtype, "forward", True, size) for size in (5, 7)]
-    last = [key for key in CONFIGS if key[1:] in ((16, 256, 64), (16, 128, 128), (16, 64, 0))]
-    return cases + [(key, "fp16", "forward", True, 3) for key in last]
-
-
-@pytest.mark.gate
-@pytest.mark.parametrize(("key", "dtype", "variant", "even", "size"), gated(), ids=str)
-def test_every_configuration_fits_an_h100(key, dtype, variant, even, size):
-    from tests.cuda.dilated_gate import compile_dilated
-    from tests.cuda.gate import admit
-
-    compiled = compile_dilated(key, dtype, variant, even=even, size=size)
-    admit(compiled)
-    if key[0] not in ("correlate", "weight"):
-        assert not even or ".v4." in compiled.ptx  # vectors of 16 bytes
-    elif dtype == "fp32":  # exact products are not made by the tensor cores
-        assert compiled.wgmma == 0
-        assert "mma.sync" not in compiled.ptx
-    else:
-        assert compiled.wgmma > 0
-    if key[0] in ("correlate", "weight"):  # a pipeline that is filled 16 bytes at a time
-        assert "cp.async.cg.shared.global" in compiled.ptx
-
-
-@pytest.mark.gate
-def test_the_table_has_a_row_for_every_type_and_width():
-    module = launchers()
-    for dtype in DTYPES:
-        for outputs in (1, 16, 17, 65, 1000):
-            for inputs in (1, 16, 17, 65, 1000):
-                for name in ("correlate", "weight"):
-                    config = module.choose(name, dtype, outputs, inputs)
-                    assert min(config.block_m, config.block_n, config.block_k) >= 16
-        for taps in (1, 4, 5, 9, 100):
-            config = module.choose("depthwise weight", dtype, 64, taps)
-            assert config.block_k >= min(taps, 16)
-        config = module.choose("depthwise", dtype)
-        assert config.block_m % config.rows == 0
