@@ -348,6 +348,17 @@ def test_a_nan_stays_a_nan_and_stays_where_it_is():
 
 
 @everywhere
+def test_a_nan_with_every_bit_set_does_not_become_a_zero():
+    """A GPU makes NaN of this pattern: with any random number added, it would carry into the sign."""
+    p, m, v, g = state((300,), torch.bfloat16, torch.float32)
+    m.view(torch.int32)[::3] = 0x7FFFFFFF
+    held = [x.to(DEVICE) for x in (p, m, v, g)]
+    launchers().stochastic_rounding_adamw(*held, *SETTINGS.values(), 2, seed())
+    lost = torch.arange(300) % 3 == 0
+    assert torch.equal(held[0].cpu().isnan(), lost)
+
+
+@everywhere
 def test_nothing_to_update():
     tensors = [x.to(DEVICE) for x in state((0,), torch.bfloat16, torch.float32)]
     launchers().stochastic_rounding_adamw(*tensors, *SETTINGS.values(), 1, seed())

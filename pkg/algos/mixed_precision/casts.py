@@ -81,29 +81,40 @@ def to_bfloat16(x: Tensor, random: Tensor, out: Tensor, scratch: Tensor) -> None
     `random` holds int16. A number h counts as h + 2¹⁵, from 0 to 2¹⁶ − 1: added to the bits that are
     cut off, it carries into those that stay, or does not. `scratch` is int32, to work in.
     """
+    _add_and_cut(x, random, out, scratch)
+    _restore_nan(x, out)
+
+
+def _add_and_cut(x: Tensor, random: Tensor, out: Tensor, scratch: Tensor) -> None:
     torch.add(x.view(torch.int32), random, out=scratch)
     scratch += 2**15
     scratch >>= 16
     out.view(torch.int16).copy_(scratch)
-    if math.isnan(x.amax()):  # the carry may have made anything of a NaN
+
+
+def _restore_nan(x: Tensor, out: Tensor) -> None:
+    """Put NaN back, of which the carry may have made anything; a maximum shows if there is one."""
+    if math.isnan(x.amax()):
         out.copy_(torch.where(x.isnan(), x.bfloat16(), out))
 
 
 def _cast(x: Tensor, dtype: torch.dtype, saturate: bool, seed: Tensor) -> Tensor:
     bits, flat = stream(seed), x.reshape(-1)
     out = torch.empty(flat.shape, dtype=dtype)
-    fast = x.dtype == torch.float32 and dtype == torch.bfloat16
-    scratch = torch.empty(min(CHUNK, flat.numel()) if fast else 0, dtype=torch.int32)
-    for start in range(0, flat.numel(), CHUNK):
-        part, into = flat[start : start + CHUNK], out[start : start + CHUNK]
-        size = part.numel()
-        if fast:
-            to_bfloat16(part, halfwords(bits, size), into, scratch[:size])
-            if saturate:
-                into.clamp_(-BF16.max, BF16.max)
-        else:
-            chances = uniforms(bits, size)
-            into.copy_(round_with_uniforms(part, TARGETS[dtype], chances, saturate=saturate))
+    if not x.numel():
+        return out.view(x.shape)
+    if x.dtype == torch.float32 and dtype == torch.bfloat16:
+        scratch = torch.empty(min(CHUNK, flat.numel()), dtype=torch.int32)
+        for part, into in zip(flat.split(CHUNK), out.split(CHUNK), strict=True):
+            size = part.numel()
+            _add_and_cut(part, halfwords(bits, size), into, scratch[:size])
+        _restore_nan(flat, out)
+        if saturate:
+            out.clamp_(-BF16.max, BF16.max)
+        return out.view(x.shape)
+    for part, into in zip(flat.split(CHUNK), out.split(CHUNK), strict=True):
+        chances = uniforms(bits, part.numel())
+        into.copy_(round_with_uniforms(part, TARGETS[dtype], chances, saturate=saturate))
     return out.view(x.shape)
 
 

@@ -21,24 +21,27 @@ def _carries(kept, rest, shift, cut, words, negative, ROUNDING: tl.constexpr):
 
     `cut` is the number of bits cut off; `shift` is the same, but no larger than is needed.
     """
+    # One chain without a return in it: the compiler would go on after that.
     if ROUNDING == "nearest_even":
         half = (kept * 0 + 1) << shift  # twice as much, as is what it is compared with
-        return ((rest << 1) > half) | (((rest << 1) == half) & ((kept & 1) == 1))
-    if ROUNDING == "away":
-        return (rest << 1) >= ((kept * 0 + 1) << shift)
-    if ROUNDING == "up":
-        return (rest > 0) & (negative == 0)
-    if ROUNDING == "down":
-        return (rest > 0) & (negative != 0)
-    if ROUNDING == "stochastic":
+        up = ((rest << 1) > half) | (((rest << 1) == half) & ((kept & 1) == 1))
+    elif ROUNDING == "away":
+        up = (rest << 1) >= ((kept * 0 + 1) << shift)
+    elif ROUNDING == "up":
+        up = (rest > 0) & (negative == 0)
+    elif ROUNDING == "down":
+        up = (rest > 0) & (negative != 0)
+    elif ROUNDING == "stochastic":
         # The share rest / 2^cut in units of 2⁻³², cut off; with the word it reaches 2³² or not.
         BITS: tl.constexpr = rest.dtype.primitive_bitwidth
         unsigned = rest.to(tl.uint32 if BITS == 32 else tl.uint64, bitcast=True)
         more = unsigned << tl.minimum(tl.maximum(32 - cut, 0), 31).to(unsigned.dtype)
         less = unsigned >> tl.minimum(tl.maximum(cut - 32, 0), BITS - 1).to(unsigned.dtype)
-        return tl.where(cut <= 32, more, less).to(tl.uint32) > (words ^ 0xFFFFFFFF)
-    tl.static_assert(ROUNDING == "toward_zero")
-    return rest < 0  # nowhere
+        up = tl.where(cut <= 32, more, less).to(tl.uint32) > (words ^ 0xFFFFFFFF)
+    else:
+        tl.static_assert(ROUNDING == "toward_zero")
+        up = rest < 0  # nowhere
+    return up
 
 
 @triton.jit
