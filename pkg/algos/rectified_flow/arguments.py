@@ -51,7 +51,10 @@ def kin(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def times(t: Any, x: Tensor, x_name: str = "x") -> Tensor:
-    """Return `t` with shape (batch,): one time in [0, 1] for each sample of `x`, or one for all."""
+    """Return `t` with shape (batch,): one time in [0, 1] for each sample of `x`, or one for all.
+
+    It has the dtype of x, or float32 where x has 16 bits: bfloat16 knows 256 times in [1/2, 1].
+    """
     if not isinstance(t, Tensor):
         raise TypeError(f"t must be a tensor of shape (batch,) or (), got {type(t).__name__}")
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
@@ -59,7 +62,10 @@ def times(t: Any, x: Tensor, x_name: str = "x") -> Tensor:
             f"t must have shape ({x.shape[0]},), one time for each sample of {x_name}, or (), "
             f"got {tuple(t.shape)}"
         )
-    kin("t", t, x_name, x)
+    if x.dtype not in (torch.float16, torch.bfloat16) or t.dtype != torch.float32:
+        kin("t", t, x_name, x)
+    elif t.device != x.device:
+        raise ValueError(f"t must be on {x_name}'s device {x.device}, got {t.device}")
     within("t", t)
     return t.expand(x.shape[0]) if t.ndim == 0 else t
 

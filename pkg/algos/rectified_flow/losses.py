@@ -117,8 +117,8 @@ def marginal_velocity(path: GaussianPath, data: Tensor, xt: Tensor, t: Tensor) -
     if bool((at.sigma == 0).any()):
         raise ValueError("t must be where sigma is not 0: there x_t is a data point itself")
     flat = data.flatten(1)
-    place = xt.flatten(1) / at.sigma[:, None]  # (batch, D), in units of sigma
-    ratio = (at.alpha / at.sigma)[:, None]
+    ratio = (at.alpha / at.sigma)[:, None].to(flat.dtype)
+    place = xt.flatten(1) / at.sigma[:, None].to(flat.dtype)  # (batch, D), in units of sigma
     # ||x - alpha d||² / (2 sigma²), without what all points share
     logits = ratio * (place @ flat.T) - ratio**2 * flat.square().sum(1) / 2  # (batch, points)
     mean = (logits.softmax(1) @ flat).reshape(xt.shape)

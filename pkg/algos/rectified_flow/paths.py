@@ -97,7 +97,8 @@ class GaussianPath:
         x0, x1
             Noise and data, shape (batch, ...).
         t
-            Times in [0, 1], shape (batch,), or () for one time for all.
+            Times in [0, 1], shape (batch,), or () for one time for all; in the dtype of x1, or in
+            float32 where x1 has 16 bits.
 
         Raises
         ------
@@ -112,7 +113,8 @@ class GaussianPath:
         alpha, sigma, d_alpha, d_sigma = (
             per_sample(part, x1) for part in (at.alpha, at.sigma, at.d_alpha, at.d_sigma)
         )
-        return PathSample(x0, x1, t, alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0)
+        xt, velocity = alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
+        return PathSample(x0, x1, t, xt.to(x1.dtype), velocity.to(x1.dtype))
 
     def convert(self, value: Tensor, xt: Tensor, t: Tensor, *, given: str, wanted: str) -> Tensor:
         """Return one prediction made from another, at the place `xt` and time `t`.
@@ -145,6 +147,10 @@ class GaussianPath:
         at = self._finite(times(t, xt, "xt"), values_only="velocity" not in (given, wanted))
         if given == wanted:
             return value
+        return self._converted(value, xt, at, given, wanted).to(xt.dtype)
+
+    @staticmethod
+    def _converted(value: Tensor, xt: Tensor, at: Coefficients, given: str, wanted: str) -> Tensor:
         parts = (per_sample(p, xt) for p in (at.alpha, at.sigma, at.d_alpha, at.d_sigma))
         solve = _Solved(xt, *parts)
         if wanted == "x1":
