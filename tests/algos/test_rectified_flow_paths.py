@@ -206,7 +206,7 @@ def test_the_logit_normal_is_that_of_torch():
     law = LogitNormalTime(mean=0.3, std=1.4)
     t = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
     theirs = torch.distributions.TransformedDistribution(
-        torch.distributions.Normal(torch.tensor(0.3).double(), torch.tensor(1.4).double()),
+        torch.distributions.Normal(*torch.tensor([0.3, 1.4], dtype=torch.float64)),
         [torch.distributions.SigmoidTransform()],
     )
     torch.testing.assert_close(law.density(t), theirs.log_prob(t).exp(), rtol=1e-10, atol=0)

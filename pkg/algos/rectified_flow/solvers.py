@@ -61,6 +61,10 @@ class Solver:
         options: dict[str, Any] = {}
         if self.steps is not None:
             options["grid_constructor"] = self._grid
+        else:
+            # End a step at each time asked for. torchdiffeq would step past the last one and
+            # interpolate, and a path's velocity need not exist beyond t = 1.
+            options["step_t"] = times
         arguments = {
             "method": self.method, "rtol": self.rtol, "atol": self.atol, "options": options,
         }  # fmt: skip
