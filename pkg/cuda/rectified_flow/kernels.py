@@ -21,21 +21,22 @@ def times_kernel(out, seed, rows, mean, std, LAW: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def _place(size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return the samples and columns of this program's tile, int64, and where it begins.
+    """Return the samples (ROWS,) and columns (1, COLUMNS) of this program's tile, and the first column.
 
-    Samples and columns have shapes (ROWS, 1) and (1, COLUMNS).
+    All int64.
     """
     # A program's index and sizes have 32 bits; their products may not.
     across = (size - 1) // COLUMNS + 1
     index = tl.program_id(0).to(tl.int64)
     row, column = (index // across) * ROWS, (index % across) * COLUMNS
-    return row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, COLUMNS)[None, :], row, column
+    return row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)[None, :], column
 
 
 @triton.jit
 def _of_sample(values, sample, rows, WIDE: tl.constexpr):
-    """Load one number for each sample of the tile."""
-    return tl.load(values + sample, mask=sample < rows, other=0.0).to(WIDE)
+    """Load one number for each sample of the tile, (ROWS, 1)."""
+    # Loaded as a vector: as a column, each thread would load it for each of its elements.
+    return tl.load(values + sample, mask=sample < rows, other=0.0).to(WIDE)[:, None]
 
 
 @triton.jit
@@ -50,13 +51,14 @@ def path_kernel(
     """
     WIDE: tl.constexpr = tl.float64 if x1.dtype.element_ty == tl.float64 else tl.float32
     KIND: tl.constexpr = xt.dtype.element_ty
-    sample, column, row, start = _place(size, ROWS, COLUMNS)
-    mask = (sample < rows) & (column < size)
-    at = sample * size + column
+    sample, column, start = _place(size, ROWS, COLUMNS)
+    mask = (sample < rows)[:, None] & (column < size)
+    at = sample[:, None] * size + column
     data = tl.load(x1 + at, mask=mask, other=0.0).to(WIDE)
     if DRAW:
-        quad = (start // 4 + tl.arange(0, COLUMNS // 4)[None, :]) + sample * 0
-        noise = normal_tile(tl.load(seed), sample + quad * 0, quad, ROWS, COLUMNS).to(WIDE)
+        quad = start // 4 + tl.arange(0, COLUMNS // 4)[None, :] + sample[:, None] * 0
+        noise = normal_tile(tl.load(seed), sample[:, None] + quad * 0, quad, ROWS, COLUMNS)
+        noise = noise.to(WIDE)
         tl.store(drawn + at, noise.to(KIND), mask=mask)
     else:
         noise = tl.load(x0 + at, mask=mask, other=0.0).to(WIDE)
@@ -69,7 +71,7 @@ def path_kernel(
         t = times(tl.load(seed), sample, mean, std, LAW)
         tl.store(t_out + sample, t, mask=(sample < rows) & (start == 0))
         speed = data - shrink * noise
-        place = noise + t * speed  # the same line: it starts in x0
+        place = noise + t[:, None] * speed  # the same line: it starts in x0
     tl.store(xt + at, place.to(KIND), mask=mask)
     tl.store(velocity + at, speed.to(KIND), mask=mask)
 
@@ -86,14 +88,14 @@ def step_kernel(
     then `point` is stored twice, the second time `far` elements further.
     """
     WIDE: tl.constexpr = tl.float64 if base.dtype.element_ty == tl.float64 else tl.float32
-    sample, column, _, _ = _place(size, ROWS, COLUMNS)
-    mask = (sample < rows) & (column < size)
-    at = sample * size + column
+    sample, column, _ = _place(size, ROWS, COLUMNS)
+    mask = (sample < rows)[:, None] & (column < size)
+    at = sample[:, None] * size + column
     h = (tl.load(schedule + index + 1) - tl.load(schedule + index)).to(WIDE)
     v = tl.load(cond + at, mask=mask, other=0.0).to(WIDE)
     if GUIDED:
         u = tl.load(uncond + at, mask=mask, other=0.0).to(WIDE)
-        if EACH:
+        if EACH:  # noqa: SIM108
             w = _of_sample(guidance, sample, rows, WIDE)
         else:
             w = tl.load(guidance).to(WIDE)
