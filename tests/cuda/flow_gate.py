@@ -15,7 +15,7 @@ def compile_path(
     wide = "fp64" if kind == "fp64" else "fp32"
     down, across = tile(size, config.block)
     data = ("x0", "x1", "drawn", "xt", "velocity")
-    signature = {name: f"*{kind}" for name in data}
+    signature = dict.fromkeys(data, f"*{kind}")
     # What the kernel does not look at is given as the data.
     signature |= dict.fromkeys(
         ("alpha", "sigma", "d_alpha", "d_sigma"), f"*{wide if law == 'given' else kind}"
