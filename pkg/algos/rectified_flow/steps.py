@@ -1,0 +1,157 @@
+"""The operators of a fixed-step sampler: guidance and step in one pass.
+
+A step of an explicit method whose stage i uses the slope before it alone (Euler, the midpoint rule,
+Heun, the classical Runge–Kutta method) needs two updates for each slope v: the point at which the next
+slope is asked for, x + a h v, and the sum that becomes the result, base + b h v. `stage` makes both,
+`step` the second alone. The step size h = times[i + 1] − times[i] and the guidance are read on the
+device: nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pkg.algos.rectified_flow.operator import column, wide
+from pkg.operators import register
+
+
+def _size(times: Tensor, index: int) -> float:
+    return float(times[index + 1] - times[index])
+
+
+def _slope(base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None) -> Tensor:
+    """Return u + w (c − u), or c where there is no u, in the type that `base` is computed in."""
+    slope = cond.to(wide(base))
+    if uncond is None or guidance is None:
+        return slope
+    if guidance.ndim == 0:
+        return torch.lerp(uncond.to(wide(base)), slope, float(guidance))
+    return torch.lerp(uncond.to(wide(base)), slope, column(guidance, base))
+
+
+def _step(
+    base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None, times: Tensor,
+    index: int, b: float,
+) -> Tensor:  # fmt: skip
+    slope = _slope(base, cond, uncond, guidance)
+    moved = torch.add(base.to(wide(base)), slope, alpha=b * _size(times, index))
+    return moved.to(base.dtype).contiguous()
+
+
+def _stage(
+    x: Tensor, base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None,
+    times: Tensor, index: int, a: float, b: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    slope, size = _slope(base, cond, uncond, guidance), _size(times, index)
+    point = torch.add(x.to(wide(x)), slope, alpha=a * size).to(dtype)
+    total = torch.add(base.to(wide(base)), slope, alpha=b * size).to(base.dtype)
+    point = point.contiguous() if uncond is None else torch.cat([point, point])
+    return point, total.contiguous()
+
+
+def _step_fake(
+    base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None, times: Tensor,
+    index: int, b: float,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(base, memory_format=torch.contiguous_format)
+
+
+def _stage_fake(
+    x: Tensor, base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None,
+    times: Tensor, index: int, a: float, b: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rows = x.shape[0] * (1 if uncond is None else 2)
+    point = x.new_empty((rows, *x.shape[1:]), dtype=dtype)
+    return point, torch.empty_like(base, memory_format=torch.contiguous_format)
+
+
+def _remember(ctx: Any, cond: Tensor, uncond: Tensor | None, guidance: Any, times: Tensor) -> None:
+    ctx.guided, ctx.kind = uncond is not None, cond.dtype
+    ctx.save_for_backward(guidance, times)
+
+
+def _remember_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cond, uncond, guidance, times, ctx.index, ctx.b = inputs
+    _remember(ctx, cond, uncond, guidance, times)
+
+
+def _remember_stage(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, cond, uncond, guidance, times, ctx.index, ctx.a, ctx.b, _ = inputs
+    ctx.of_x = x.dtype
+    _remember(ctx, cond, uncond, guidance, times)
+
+
+def _to_slopes(ctx: Any, by_slope: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients by the conditional and the unconditional velocity."""
+    guidance, _ = ctx.saved_tensors
+    if not ctx.guided:
+        return by_slope.to(ctx.kind), None
+    share = guidance.to(by_slope.dtype)
+    share = share if share.ndim == 0 else column(share, by_slope)
+    return (share * by_slope).to(ctx.kind), ((1 - share) * by_slope).to(ctx.kind)
+
+
+def _h(ctx: Any) -> Tensor:
+    _, times = ctx.saved_tensors
+    return times[ctx.index + 1] - times[ctx.index]
+
+
+def _step_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    by_slope = ctx.b * _h(ctx).to(wide(gradient)) * gradient.to(wide(gradient))
+    return gradient.clone(), *_to_slopes(ctx, by_slope), *(None,) * 4
+
+
+def _stage_gradient(ctx: Any, by_point: Tensor, by_total: Tensor) -> tuple[Any, ...]:
+    point = by_point.to(wide(by_total))
+    if ctx.guided:
+        point = point[: len(by_total)] + point[len(by_total) :]
+    by_slope = _h(ctx).to(point.dtype) * (ctx.a * point + ctx.b * by_total.to(point.dtype))
+    return point.to(ctx.of_x), by_total.clone(), *_to_slopes(ctx, by_slope), *(None,) * 6
+
+
+step_operator = register(
+    "flow_step",
+    cpu=_step,
+    cuda="pkg.cuda.rectified_flow:step",
+    fake=_step_fake,
+    setup_context=_remember_step,
+    backward=_step_gradient,
+)
+stage_operator = register(
+    "flow_stage",
+    cpu=_stage,
+    cuda="pkg.cuda.rectified_flow:stage",
+    fake=_stage_fake,
+    setup_context=_remember_stage,
+    backward=_stage_gradient,
+)
+
+
+def _direct(*tensors: Tensor | None) -> bool:
+    """Tell whether the CPU form can be called itself, which saves the way through the operator."""
+    if torch.compiler.is_compiling():
+        return False
+    given = [x for x in tensors if x is not None]
+    plain = all(type(x) is Tensor and x.device.type == "cpu" for x in given)
+    return plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+
+
+def step(
+    base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None, times: Tensor,
+    index: int, b: float,
+) -> Tensor:  # fmt: skip
+    """Return base + b h v, in the type of `base`; v = u + w (c − u), h = times[index + 1] − times[index]."""
+    call = _step if _direct(base, cond, uncond) else step_operator
+    return call(base, cond, uncond, guidance, times, index, b)  # type: ignore[no-any-return]
+
+
+def stage(
+    x: Tensor, base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None,
+    times: Tensor, index: int, a: float, b: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return (x + a h v in `dtype`, twice below one another if guided; base + b h v as `step`)."""
+    call = _stage if _direct(x, base, cond, uncond) else stage_operator
+    return call(x, base, cond, uncond, guidance, times, index, a, b, dtype)  # type: ignore[no-any-return]
