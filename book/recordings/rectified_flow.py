@@ -29,7 +29,9 @@ from torch import Tensor
 from pkg.algos.rectified_flow import (
     ContinuousFlow,
     LinearPath,
+    LogitNormalTime,
     Solver,
+    UniformTime,
     VelocityMLP,
     conditional_flow_matching_loss,
     integrate,
@@ -50,6 +52,7 @@ CODE = (
     ("book/recordings/rectified_flow.py", ""),
     (f"{PACKAGE}/networks.py", "time_features VelocityMLP"),
     (f"{PACKAGE}/paths.py", "PathSample LinearPath"),
+    (f"{PACKAGE}/times.py", "UniformTime LogitNormalTime"),
     (f"{PACKAGE}/losses.py", "conditional_flow_matching_loss _mean_square"),
     (f"{PACKAGE}/coupling.py", "minibatch_coupling assignment_coupling transport_cost"),
     (f"{PACKAGE}/solvers.py", ""),
@@ -64,6 +67,10 @@ EULER_STEPS = (1, 2, 4, 8, 16, 32)
 DIGIT_STEPS, REFLOW_STEPS, DIGIT_BATCH, REFLOW_PAIRS = 8000, 4000, 256, 20_000
 DRAWS, DRAWN = 10, 512  # sets of samples, and samples in each
 FINE = Solver("rk4", steps=20)
+#: The logit of a share between 5 and 95 % has no ends; divided by 1.5 it is about as wide as noise.
+EDGE, SPREAD = 0.05, 1.5
+#: Where to train the digits: more often near the data, where a likelihood is won or lost.
+LATE = LogitNormalTime(mean=1.0, std=1.5)
 NONE = 10  # the label that stands for no label
 
 
@@ -87,15 +94,15 @@ def fingerprint() -> str:
 
 def train(
     network: VelocityMLP, draw: Callable[[], tuple[Tensor, Tensor, Tensor | None]], steps: int,
-    rate: float, generator: torch.Generator, decay: float = 0.0,
+    rate: float, generator: torch.Generator, law: UniformTime | LogitNormalTime,
 ) -> VelocityMLP:  # fmt: skip
     """Train on pairs (x0, x1, label) and return the running mean of the networks."""
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=decay)
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
     average = copy.deepcopy(network)
     for step in range(steps):
         x0, x1, label = draw()
-        t = torch.rand(len(x1), generator=generator)
+        t = law.sample(len(x1), generator=generator)
         conditions = {} if label is None else {"label": label}
         sample = LinearPath().sample(x0, x1, t)
         loss = conditional_flow_matching_loss(network, sample, **conditions)
@@ -152,7 +159,7 @@ def train_plane(name: str, kind: str, first: VelocityMLP | None = None) -> Veloc
         return *((x0, x1) if kind == "independent" else minibatch_coupling(x0, x1)), None
 
     network = plane_network() if first is None else copy.deepcopy(first)
-    return train(network, draw, PLANE_STEPS, 4e-3, rng)
+    return train(network, draw, PLANE_STEPS, 4e-3, rng, UniformTime())
 
 
 def plane_scores(name: str, network: VelocityMLP) -> dict[str, Any]:
@@ -184,14 +191,21 @@ def digit_network() -> VelocityMLP:
 
 
 def dequantise(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return grey levels 0 ... 16 with a uniform draw added, scaled to [-1, 1]."""
-    noise = torch.rand(levels.shape, generator=generator)
-    return (levels + noise) * (2 / 17) - 1
+    """Return grey levels 0 ... 16 with a uniform draw added, on a scale without ends."""
+    share = (levels + torch.rand(levels.shape, generator=generator)) / 17
+    return torch.logit(EDGE + (1 - 2 * EDGE) * share) / SPREAD
+
+
+def log_scale(x: Tensor) -> Tensor:
+    """Return the log-determinant of `dequantise`, in nats per sample: of x by level + u."""
+    s = torch.sigmoid(SPREAD * x)
+    return (math.log((1 - 2 * EDGE) / 17 / SPREAD) - torch.log(s) - torch.log1p(-s)).sum(1)
 
 
 def quantise(x: Tensor) -> Tensor:
     """Return the grey level 0 ... 16 in whose bin x falls; beyond the ends, the last one."""
-    return ((x + 1) * (17 / 2)).floor().clamp(0, 16)
+    share = (torch.sigmoid(SPREAD * x) - EDGE) / (1 - 2 * EDGE)
+    return (17 * share).floor().clamp(0, 16)
 
 
 def load(split: str) -> tuple[Tensor, Tensor]:
@@ -216,7 +230,7 @@ def train_digits() -> VelocityMLP:
         x1 = dequantise(levels[chosen], rng)
         return torch.randn(x1.shape, generator=rng), x1, hidden_labels(labels[chosen], rng)
 
-    return train(digit_network(), draw, DIGIT_STEPS, 2e-3, rng, decay=0.01)
+    return train(digit_network(), draw, DIGIT_STEPS, 2e-3, rng, LATE)
 
 
 def train_reflowed(first: VelocityMLP) -> VelocityMLP:
@@ -230,7 +244,7 @@ def train_reflowed(first: VelocityMLP) -> VelocityMLP:
         chosen = torch.randint(REFLOW_PAIRS, (DIGIT_BATCH,), generator=rng)
         return x0[chosen], x1[chosen], labels[chosen]
 
-    return train(copy.deepcopy(first), draw, REFLOW_STEPS, 1e-3, rng)
+    return train(copy.deepcopy(first), draw, REFLOW_STEPS, 1e-3, rng, UniformTime())
 
 
 def bits_per_dimension(
@@ -245,8 +259,7 @@ def bits_per_dimension(
         nats = ContinuousFlow(network).log_prob(
             x, exact=exact, solver=solver, generator=None if exact else rng
         )
-    # the density of the levels: x = (level + u) 2 / 17 - 1
-    return -(nats + 64 * math.log(2 / 17)) / (64 * math.log(2))
+    return -(nats + log_scale(x)) / (64 * math.log(2))
 
 
 def held_out() -> Tensor:
