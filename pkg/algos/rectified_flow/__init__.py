@@ -20,6 +20,7 @@ from pkg.algos.rectified_flow.coupling import (
     transport_cost,
 )
 from pkg.algos.rectified_flow.distance import projections, sliced_wasserstein
+from pkg.algos.rectified_flow.fused import draw_path
 from pkg.algos.rectified_flow.losses import (
     conditional_flow_matching_loss,
     flow_matching_loss,
@@ -35,6 +36,7 @@ from pkg.algos.rectified_flow.paths import (
     VarianceExplodingPath,
     VariancePreservingPath,
 )
+from pkg.algos.rectified_flow.sampler import guided_step, sample_fixed
 from pkg.algos.rectified_flow.solvers import Solver, integrate
 from pkg.algos.rectified_flow.straight import reflow, straightness
 from pkg.algos.rectified_flow.times import LogitNormalTime, UniformTime, reverse_time
@@ -58,8 +60,10 @@ __all__ = [
     "assignment_coupling",
     "conditional_flow_matching_loss",
     "divergence",
+    "draw_path",
     "draw_probes",
     "flow_matching_loss",
+    "guided_step",
     "hutchinson_variance",
     "integrate",
     "marginal_velocity",
@@ -67,6 +71,7 @@ __all__ = [
     "projections",
     "reflow",
     "reverse_time",
+    "sample_fixed",
     "sinkhorn_plan",
     "sliced_wasserstein",
     "straightness",
