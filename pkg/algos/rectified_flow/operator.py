@@ -33,9 +33,13 @@ def direct(*tensors: Tensor | None) -> bool:
     """Tell whether the CPU form can be called itself, which saves the way through the operator."""
     if torch.compiler.is_compiling():
         return False
-    given = [x for x in tensors if x is not None]
-    plain = all(type(x) is Tensor and x.device.type == "cpu" for x in given)
-    return plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+    learning = torch.is_grad_enabled()
+    for x in tensors:
+        if x is not None and (
+            type(x) is not Tensor or not x.is_cpu or (learning and x.requires_grad)
+        ):
+            return False
+    return True
 
 
 def _stream(seed: Tensor, stream: int) -> torch.Generator:

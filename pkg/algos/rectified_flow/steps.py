@@ -64,8 +64,12 @@ def _step(
     base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None, times: Tensor,
     index: int, b: float,
 ) -> Tensor:  # fmt: skip
+    share = b * _size(times, index)
+    if uncond is None and cond.dtype == base.dtype == wide(base):
+        # Not for half precision: there PyTorch rounds `alpha` to the type before it multiplies.
+        return torch.add(base, cond, alpha=share).contiguous()
     total = torch.empty(base.shape, dtype=base.dtype)
-    _fill([(base, total, b * _size(times, index))], cond, uncond, guidance)
+    _fill([(base, total, share)], cond, uncond, guidance)
     return total
 
 
