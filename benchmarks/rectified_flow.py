@@ -200,7 +200,7 @@ def sampler_contenders(x: Tensor, output: Tensor, guided: bool, device: str) -> 
     times, outside = sigmas(device), scheduler(device)
     weight = torch.tensor(WEIGHT, device=device) if guided else None
     label = torch.zeros(len(x), device=device)
-    extra = {"unconditional": {"label": label}} if guided else {}
+    extra: dict[str, Any] = {"unconditional": {"label": label}} if guided else {}
     swapped = (
         torch.cat(output.chunk(2)[::-1]) if guided else output
     )  # ours has the other half first

@@ -34,26 +34,23 @@ def _slope(base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Any) -> 
 
 
 def _fill(
-    moves: list[tuple[Tensor, Tensor, float]], cond: Tensor, uncond: Tensor | None,
-    guidance: Tensor | None,
+    starts: list[Tensor], outs: list[Tensor], shares: list[float], cond: Tensor,
+    uncond: Tensor | None, guidance: Tensor | None,
 ) -> None:  # fmt: skip
-    """For each (start, out, share) write start + share · v into `out`, which is contiguous."""
+    """Write start + share · v into each of `outs`, which are contiguous."""
     weight: Any = guidance
     if guidance is not None:
         weight = float(guidance) if guidance.ndim == 0 else column(guidance, cond)
-    kind, slopes = wide(moves[0][0]), [cond] if uncond is None else [cond, uncond]
-    starts, outs = ([move[i] for move in moves] for i in (0, 1))
-    plain = all(x.dtype == kind for x in (*slopes, *starts, *outs))
-    if plain or isinstance(weight, Tensor):
-        pieces = iter([(*starts, *outs, *slopes)])
-    else:  # casts need room: as much as the cache has
-        flat = [x.reshape(-1).split(CHUNK) for x in (*starts, *outs, *slopes)]
-        pieces = zip(*flat, strict=True)
+    kind, slopes = wide(starts[0]), [cond] if uncond is None else [cond, uncond]
+    parts, count = (*starts, *outs, *slopes), len(starts)
+    pieces: Any = [parts]
+    if any(x.dtype != kind for x in parts) and not isinstance(weight, Tensor):
+        # Casts need room: as much as the cache has.
+        pieces = zip(*(x.reshape(-1).split(CHUNK) for x in parts), strict=True)
     for piece in pieces:
-        first = 2 * len(moves)
-        v = _slope(piece[0], piece[first], piece[first + 1] if len(slopes) > 1 else None, weight)
-        for i, (_, _, share) in enumerate(moves):
-            start, out = piece[i], piece[len(moves) + i]
+        velocities = piece[2 * count :]
+        v = _slope(piece[0], velocities[0], velocities[1] if uncond is not None else None, weight)
+        for start, out, share in zip(piece[:count], piece[count : 2 * count], shares, strict=True):
             if start.dtype == out.dtype == kind:
                 torch.add(start, v, alpha=share, out=out)
             else:
@@ -69,7 +66,7 @@ def _step(
         # Not for half precision: there PyTorch rounds `alpha` to the type before it multiplies.
         return torch.add(base, cond, alpha=share).contiguous()
     total = torch.empty(base.shape, dtype=base.dtype)
-    _fill([(base, total, share)], cond, uncond, guidance)
+    _fill([base], [total], [share], cond, uncond, guidance)
     return total
 
 
@@ -80,13 +77,12 @@ def _stage(
     count, size = len(x), _size(times, index)
     point = torch.empty((count if uncond is None else 2 * count, *x.shape[1:]), dtype=dtype)
     total = torch.empty(base.shape, dtype=base.dtype)
-    moves = [(base, total, b * size)]
-    same = x is base and a == b and base.dtype == wide(base)
-    if not same:
-        moves.append((x, point[:count], a * size))
-    _fill(moves, cond, uncond, guidance)
-    if same:
+    if x is base and a == b and base.dtype == wide(base):
+        _fill([base], [total], [b * size], cond, uncond, guidance)
         point[:count].copy_(total)
+    else:
+        outs = [total, point[:count]]
+        _fill([base, x], outs, [b * size, a * size], cond, uncond, guidance)
     if uncond is not None:
         point[count:].copy_(point[:count])
     return point, total
