@@ -53,7 +53,9 @@ TRAINING: dict[str, tuple[str, ...]] = {
     ),
     f"{_PKG}/operator.py": ("wide", "column", "_stream", "_times", "_noise", "_draw", "TIME_BITS"),
     f"{_PKG}/fused.py": ("draw_path", "_law", "_shrink"),
-    f"{_PKG}/steps.py": ("_size", "_slope", "_step", "_stage", "step", "stage"),
+    f"{_PKG}/steps.py": (
+        "CHUNK", "_size", "_slope", "_fill", "_step", "_stage", "step", "stage",
+    ),
     f"{_PKG}/sampler.py": ("STAGES", "sample_fixed", "_Run"),
     f"{_PKG}/losses.py": ("conditional_flow_matching_loss", "_mean_square"),
     f"{_PKG}/networks.py": ("time_features",),
@@ -346,8 +348,8 @@ def portraits(network: VelocityUNet) -> np.ndarray:
 
 def trained(
     checkpoint: Path | None,
-) -> tuple[VelocityUNet, VelocityUNet, tuple[Tensor, ...], float]:
-    """Return both flows, the pairs, and the minutes that training took; from the file, if it fits."""
+) -> tuple[VelocityUNet, VelocityUNet, tuple[Tensor, ...], float, str]:
+    """Return both flows, the pairs, training's minutes, and a note; from the file, if it fits."""
     code, begun = fingerprint(TRAINING), time.time()
     first, second = VelocityUNet(), VelocityUNet()
     if checkpoint is not None and checkpoint.is_file():
@@ -355,7 +357,7 @@ def trained(
         if kept["code"] == code:
             first.load_state_dict(kept["first"])
             second.load_state_dict(kept["second"])
-            return first, second, kept["pairs"], kept["minutes"]
+            return first, second, kept["pairs"], kept["minutes"], kept.get("note", "")
     first = train_first()
     pairs = make_pairs(first)
     second = train_second(first, pairs)
@@ -363,7 +365,7 @@ def trained(
     if checkpoint is not None:
         states = {"first": first.state_dict(), "second": second.state_dict()}
         torch.save({"code": code, "pairs": pairs, "minutes": minutes, **states}, checkpoint)
-    return first, second, pairs, minutes
+    return first, second, pairs, minutes, ""
 
 
 def main() -> None:
@@ -373,7 +375,7 @@ def main() -> None:
     checkpoint = parser.parse_args().checkpoint
     torch.set_num_threads(1)
     codes = {"training": fingerprint(TRAINING), "scoring": fingerprint(SCORING)}
-    first, second, pairs, minutes = trained(checkpoint)
+    first, second, pairs, minutes, note = trained(checkpoint)
     grey, labels = (x[:2000] for x in pictures("test"))
     generator = torch.Generator().manual_seed(10)
     x1 = spread(grey, generator)
@@ -416,6 +418,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
         "minutes_of_training": round(minutes, 1),
+        "note": note,
         "weights": sum(p.numel() for p in first.parameters()),
         "steps": STEPS, "batch": BATCH, "pairs": PAIRS,
         "scores": scores,

@@ -203,6 +203,21 @@ def test_a_half_precision_network_does_not_stop_the_state(method, dtype):
     assert set(seen) == {(dtype, torch.float32)}
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_step_is_rounded_once(dtype, guided):
+    x, c, u = (numbers(70, 1000, start=i, dtype=dtype) for i in range(3))
+    given = {"unconditional": u, "guidance": 4.5} if guided else {}
+    found = guided_step(x, c, times=torch.tensor([1.0, 0.7]), index=0, **given)
+    h = float(torch.tensor(0.7)) - 1.0
+    v = u.double() + 4.5 * (c.double() - u.double()) if guided else c.double()
+    exact = x.double() + h * v
+    # Half a spacing of the type, and four roundings of float32.
+    allowed = torch.finfo(dtype).eps / 2 * exact.abs().clamp(min=torch.finfo(dtype).tiny)
+    allowed += 2.0**-22 * (x.double().abs() + 5.5 * (c.double().abs() + u.double().abs()))
+    assert bool(((found.double() - exact).abs() <= allowed).all())
+
+
 def test_shapes_without_elements_and_without_samples():
     for shape in ((0, 3), (3, 0)):
         x = torch.zeros(shape)

@@ -11,7 +11,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pkg.algos.rectified_flow.fused import draw_path
-from pkg.algos.rectified_flow.operator import draw_operator, path_operator, times_operator
+from pkg.algos.rectified_flow.operator import flow_draw, flow_path, flow_times
 from pkg.algos.rectified_flow.paths import (
     LinearPath,
     OptimalTransportPath,
@@ -43,12 +43,12 @@ def learnt(*shape, start=0, dtype=torch.float64):
 def test_opcheck_of_the_paths(dtype, draw):
     x0 = None if draw else learnt(4, 3, 2, start=1, dtype=dtype)
     x1 = learnt(4, 3, 2, dtype=dtype)
-    opcheck(draw_operator, (x0, x1, *LAW, 0.9, SEED))
-    opcheck(draw_operator, (x0, numbers(6, 4, dtype=dtype).T[:, :3], *LAW, 0.9, SEED)
+    opcheck(flow_draw, (x0, x1, *LAW, 0.9, SEED))
+    opcheck(flow_draw, (x0, numbers(6, 4, dtype=dtype).T[:, :3], *LAW, 0.9, SEED)
             if draw else (x0, x1, "uniform", 0.0, 1.0, 1.0, SEED))  # fmt: skip
     coefficients = [learnt(4, start=2 + i, dtype=torch.float32) for i in range(4)]
-    opcheck(path_operator, (x0, x1, *coefficients, SEED if draw else None))
-    opcheck(times_operator, (x1.detach(), *LAW, SEED))
+    opcheck(flow_path, (x0, x1, *coefficients, SEED if draw else None))
+    opcheck(flow_times, (x1.detach(), *LAW, SEED))
 
 
 @pytest.mark.parametrize("guidance", ["none", "one", "each"])
@@ -73,11 +73,11 @@ def test_gradients_of_the_paths_are_those_of_their_numbers(draw):
 
     def linear(*leaves):
         noise = None if draw else leaves[0]
-        return draw_operator(noise, leaves[-1], *LAW, 0.9, SEED)[1:3]
+        return flow_draw(noise, leaves[-1], *LAW, 0.9, SEED)[1:3]
 
     def affine(*given):
         noise = None if draw else given[0]
-        return path_operator(noise, given[-5], *given[-4:], SEED if draw else None)[1:]
+        return flow_path(noise, given[-5], *given[-4:], SEED if draw else None)[1:]
 
     assert torch.autograd.gradcheck(linear, leaves)
     assert torch.autograd.gradgradcheck(linear, leaves)
@@ -167,11 +167,11 @@ def test_each_compiles_into_one_graph(dynamic):
     coefficients = [numbers(5, start=4 + i) for i in range(4)]
 
     def drawn(x1):
-        _, xt, velocity, t = draw_operator(None, x1 * 2, *LAW, 0.9, SEED)
+        _, xt, velocity, t = flow_draw(None, x1 * 2, *LAW, 0.9, SEED)
         return (xt * t[:, None] + velocity).sum()
 
     def given(x1):
-        _, xt, velocity = path_operator(x0, x1 * 2, *coefficients, None)
+        _, xt, velocity = flow_path(x0, x1 * 2, *coefficients, None)
         return (xt * velocity).sum()
 
     def moved(x1):

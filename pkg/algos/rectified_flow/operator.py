@@ -29,6 +29,19 @@ def column(values: Tensor, x: Tensor) -> Tensor:
     return values.to(wide(x)).view(-1, *(1,) * (x.ndim - 1))
 
 
+def direct(*tensors: Tensor | None) -> bool:
+    """Tell whether the CPU form can be called itself, which saves the way through the operator."""
+    if torch.compiler.is_compiling():
+        return False
+    learning = torch.is_grad_enabled()
+    for x in tensors:
+        if x is not None and (
+            type(x) is not Tensor or not x.is_cpu or (learning and x.requires_grad)
+        ):
+            return False
+    return True
+
+
 def _stream(seed: Tensor, stream: int) -> torch.Generator:
     # Twice the seed, and one more for the second stream: no two seeds share a stream.
     return torch.Generator().manual_seed((int(seed) * 2 + stream) % 2**63)
@@ -52,7 +65,7 @@ def _times_fake(like: Tensor, kind: str, mean: float, std: float, seed: Tensor) 
     return like.new_empty(like.shape[:1], dtype=wide(like))
 
 
-times_operator = register(
+flow_times = register(
     "flow_times", cpu=_times, cuda="pkg.cuda.rectified_flow:draw_times", fake=_times_fake
 )
 
@@ -115,7 +128,7 @@ def _path_gradient(ctx: Any, _: Tensor, by_xt: Tensor, by_velocity: Tensor) -> t
     )  # fmt: skip
 
 
-path_operator = register(
+flow_path = register(
     "flow_path",
     cpu=_path,
     cuda="pkg.cuda.rectified_flow:affine_path",
@@ -162,7 +175,7 @@ def _draw_gradient(
     return by_x0 if ctx.given else None, by_x1, *(None,) * 5
 
 
-draw_operator = register(
+flow_draw = register(
     "flow_draw",
     cpu=_draw,
     cuda="pkg.cuda.rectified_flow:draw_linear_path",
@@ -170,3 +183,24 @@ draw_operator = register(
     setup_context=_remember_draw,
     backward=_draw_gradient,
 )
+
+
+# ---------------------------------------------------------------- what the public functions call
+
+
+def times_operator(like: Tensor, *arguments: Any) -> Tensor:
+    """Draw a time for each sample of `like`."""
+    return (_times if direct(like) else flow_times)(like, *arguments)  # type: ignore[no-any-return]
+
+
+def path_operator(x0: Tensor | None, x1: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix noise and data, or drawn noise and data, by given coefficients."""
+    call = _path if direct(x0, x1, *arguments[:4]) else flow_path
+    return call(x0, x1, *arguments)  # type: ignore[no-any-return]
+
+
+def draw_operator(
+    x0: Tensor | None, x1: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw times, and the noise if there is none, and mix along a straight line."""
+    return (_draw if direct(x0, x1) else flow_draw)(x0, x1, *arguments)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -144,6 +145,7 @@ def sample_fixed(
     batch("x", x)
     if isinstance(times, Tensor):
         _schedule(times, x)
+        _values(times)
     else:
         times = torch.linspace(0, 1, whole("times", times, 1) + 1, dtype=wide(x), device=x.device)
     weight, given = None, dict(conditions)
@@ -165,7 +167,7 @@ class _Run:
     guidance: Tensor | None
     conditions: dict[str, Tensor]
     dtype: torch.dtype
-    _nodes: dict[float, Tensor] = field(default_factory=dict)
+    _nodes: dict[float, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, stages: tuple[tuple[float, float, float], ...]) -> Tensor:
         """Return the end point; `state` is what is kept, `point` what the network sees of it."""
@@ -189,9 +191,8 @@ class _Run:
         """Ask the network; return both velocities and the guidance, as `step` takes them."""
         if node not in self._nodes:
             start, stop = self.times[:-1], self.times[1:]
-            self._nodes[node] = (torch.lerp(start, stop, node) if node > 0 else start).to(
-                wide(point)
-            )
+            at = torch.lerp(start, stop, node) if node > 0 else start
+            self._nodes[node] = at.to(wide(point)).unbind()
         t = self._nodes[node][index].expand(len(point))
         slope = self.velocity(point, t, **self.conditions)
         _velocity("velocity", slope, point)
@@ -208,12 +209,15 @@ def _schedule(times: Any, x: Tensor) -> None:
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times must have shape (N + 1,) with N >= 1, got {tuple(times.shape)}")
     _apart("times", times, x)
-    if times.device.type == "cpu" and not torch.compiler.is_compiling():
-        gaps = times.diff()
-        if not bool((gaps > 0).all() | (gaps < 0).all()) or not bool(times.isfinite().all()):
-            raise ValueError(
-                f"times must be finite and rise or fall throughout, got {times.tolist()}"
-            )
+
+
+def _values(times: Tensor) -> None:
+    """Look at a schedule's values, on the CPU alone."""
+    if times.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    least, most = (float(gap) for gap in times.diff().aminmax())  # NaN, if there is one
+    if not (least > 0 or most < 0) or math.isinf(least) or math.isinf(most):
+        raise ValueError(f"times must be finite and rise or fall throughout, got {times.tolist()}")
 
 
 def _apart(name: str, value: Tensor, x: Tensor) -> None:

@@ -15,41 +15,77 @@ import torch
 from torch import Tensor
 
 from pkg.algos.rectified_flow.operator import column, wide
+from pkg.algos.rectified_flow.operator import direct as _direct
 from pkg.operators import register
+
+#: Elements worked on at a time where types differ: their float32 forms stay in the cache.
+CHUNK = 2**15
 
 
 def _size(times: Tensor, index: int) -> float:
-    return float(times[index + 1] - times[index])
+    start, stop = times[index : index + 2].tolist()
+    return float(stop - start)
 
 
-def _slope(base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None) -> Tensor:
+def _slope(base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Any) -> Tensor:
     """Return u + w (c − u), or c where there is no u, in the type that `base` is computed in."""
     slope = cond.to(wide(base))
-    if uncond is None or guidance is None:
-        return slope
-    if guidance.ndim == 0:
-        return torch.lerp(uncond.to(wide(base)), slope, float(guidance))
-    return torch.lerp(uncond.to(wide(base)), slope, column(guidance, base))
+    return slope if uncond is None else torch.lerp(uncond.to(wide(base)), slope, guidance)
+
+
+def _fill(
+    starts: list[Tensor], outs: list[Tensor], shares: list[float], cond: Tensor,
+    uncond: Tensor | None, guidance: Tensor | None,
+) -> None:  # fmt: skip
+    """Write start + share · v into each of `outs`, which are contiguous."""
+    weight: Any = guidance
+    if guidance is not None:
+        weight = float(guidance) if guidance.ndim == 0 else column(guidance, cond)
+    kind, slopes = wide(starts[0]), [cond] if uncond is None else [cond, uncond]
+    parts, count = (*starts, *outs, *slopes), len(starts)
+    pieces: Any = [parts]
+    if any(x.dtype != kind for x in parts) and not isinstance(weight, Tensor):
+        # Casts need room: as much as the cache has.
+        pieces = zip(*(x.reshape(-1).split(CHUNK) for x in parts), strict=True)
+    for piece in pieces:
+        velocities = piece[2 * count :]
+        v = _slope(piece[0], velocities[0], velocities[1] if uncond is not None else None, weight)
+        for start, out, share in zip(piece[:count], piece[count : 2 * count], shares, strict=True):
+            if start.dtype == out.dtype == kind:
+                torch.add(start, v, alpha=share, out=out)
+            else:
+                out.copy_(torch.add(start.to(kind), v, alpha=share))
 
 
 def _step(
     base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None, times: Tensor,
     index: int, b: float,
 ) -> Tensor:  # fmt: skip
-    slope = _slope(base, cond, uncond, guidance)
-    moved = torch.add(base.to(wide(base)), slope, alpha=b * _size(times, index))
-    return moved.to(base.dtype).contiguous()
+    share = b * _size(times, index)
+    if uncond is None and cond.dtype == base.dtype == wide(base):
+        # Not for half precision: there PyTorch rounds `alpha` to the type before it multiplies.
+        return torch.add(base, cond, alpha=share).contiguous()
+    total = torch.empty(base.shape, dtype=base.dtype)
+    _fill([base], [total], [share], cond, uncond, guidance)
+    return total
 
 
 def _stage(
     x: Tensor, base: Tensor, cond: Tensor, uncond: Tensor | None, guidance: Tensor | None,
     times: Tensor, index: int, a: float, b: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    slope, size = _slope(base, cond, uncond, guidance), _size(times, index)
-    point = torch.add(x.to(wide(x)), slope, alpha=a * size).to(dtype)
-    total = torch.add(base.to(wide(base)), slope, alpha=b * size).to(base.dtype)
-    point = point.contiguous() if uncond is None else torch.cat([point, point])
-    return point, total.contiguous()
+    count, size = len(x), _size(times, index)
+    point = torch.empty((count if uncond is None else 2 * count, *x.shape[1:]), dtype=dtype)
+    total = torch.empty(base.shape, dtype=base.dtype)
+    if x is base and a == b and base.dtype == wide(base):
+        _fill([base], [total], [b * size], cond, uncond, guidance)
+        point[:count].copy_(total)
+    else:
+        outs = [total, point[:count]]
+        _fill([base, x], outs, [b * size, a * size], cond, uncond, guidance)
+    if uncond is not None:
+        point[count:].copy_(point[:count])
+    return point, total
 
 
 def _step_fake(
@@ -128,15 +164,6 @@ stage_operator = register(
     setup_context=_remember_stage,
     backward=_stage_gradient,
 )
-
-
-def _direct(*tensors: Tensor | None) -> bool:
-    """Tell whether the CPU form can be called itself, which saves the way through the operator."""
-    if torch.compiler.is_compiling():
-        return False
-    given = [x for x in tensors if x is not None]
-    plain = all(type(x) is Tensor and x.device.type == "cpu" for x in given)
-    return plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
 
 
 def step(
