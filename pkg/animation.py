@@ -117,7 +117,9 @@ def _style(key: str, frames: int, seconds: float) -> str:
     share, last = (100 * n / (frames + _REST) for n in (1, _REST + 1))
     moving = f"#{key} input:checked~svg"
     return (
-        f"<style>#{key} .f{{visibility:hidden}}#{key} .last{{visibility:visible}}"
+        # the theme gives HTML outputs a light ground in dark mode; this one takes the page's colours
+        f"<style>div:has(>#{key}){{background:none!important;color:inherit!important}}"
+        f"#{key} .f{{visibility:hidden}}#{key} .last{{visibility:visible}}"
         f"{moving} .f{{visibility:hidden;animation:{key} {seconds:g}s step-end infinite}}"
         f"{moving} .last{{animation-name:{key}-last}}"
         f"@keyframes {key}{{0%{{visibility:visible}}{share:.3f}%{{visibility:hidden}}}}"

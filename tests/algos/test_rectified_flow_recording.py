@@ -33,7 +33,7 @@ def test_the_fingerprint_sees_the_definitions_it_names(tmp_path, monkeypatch):
         prints.append(recording.fingerprint())
     assert prints[0] == prints[1] != prints[2]
     (tmp_path / "a.py").write_text("def g():\n    return 2\n")
-    with pytest.raises(ValueError, match="a.py must define f"):
+    with pytest.raises(ValueError, match=r"a\.py must define f"):
         recording.fingerprint()
 
 
