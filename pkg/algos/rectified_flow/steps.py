@@ -62,9 +62,11 @@ def _step(
     index: int, b: float,
 ) -> Tensor:  # fmt: skip
     share = b * _size(times, index)
-    if uncond is None and cond.dtype == base.dtype == wide(base):
-        # Not for half precision: there PyTorch rounds `alpha` to the type before it multiplies.
-        return torch.add(base, cond, alpha=share).contiguous()
+    if uncond is None and cond.dtype == base.dtype:
+        if base.dtype == wide(base):
+            return torch.add(base, cond, alpha=share).contiguous()
+        # In half precision `alpha` would be rounded to the type first; `value` stays float32.
+        return torch.addcmul(base, cond, cond.new_ones(()), value=share).contiguous()
     total = torch.empty(base.shape, dtype=base.dtype)
     _fill([base], [total], [share], cond, uncond, guidance)
     return total
