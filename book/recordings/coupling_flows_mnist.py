@@ -175,7 +175,14 @@ def pictures(flow: Glow) -> dict[str, np.ndarray]:
     }
 
 
-def write(result: Fit, minutes: float, processes_used: int) -> None:
+def made_by() -> dict[str, str]:
+    """Return commit and fingerprint: asked for at the beginning, since code may change meanwhile."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {"commit": commit.stdout.strip(), "code": fingerprint()}
+
+
+def write(result: Fit, origin: dict[str, str], minutes: float, processes_used: int) -> None:
     """Write both files: first the weights, then what was measured with them."""
     path = HERE / "coupling_flows_mnist.npz"
     whole = {name: tensor.half() if tensor.is_floating_point() else tensor
@@ -184,14 +191,11 @@ def write(result: Fit, minutes: float, processes_used: int) -> None:
     np.savez_compressed(path, **weights)
     flow = stored_model(path)
     np.savez_compressed(path, **weights, **pictures(flow))
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     curve = np.array(result.bits)
     pace = max(1, len(curve) // 60)
     record = {
         "command": f"python -m book.recordings.coupling_flows_mnist --steps {result.steps}",
-        "commit": commit.stdout.strip(),
-        "code": fingerprint(),
+        **origin,
         "machine": f"{platform.machine()}, one core for each of {processes_used} process(es)",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
@@ -215,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trial", type=Path, help="8 x 8 digits, float64; the weights go here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    begun = time.monotonic()
+    begun, origin = time.monotonic(), made_by()
 
     def watch(step: int, told: float) -> bool:
         minutes = (time.monotonic() - begun) / 60
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = fit(model(), counts, bins=BINS, steps=options.steps, batch=BATCH, lr=RATE,
                      seed=SEED, watch=watch if world == 1 else None)  # fmt: skip
         if rank == 0:
-            write(result, (time.monotonic() - begun) / 60, world)
+            write(result, origin, (time.monotonic() - begun) / 60, world)
 
 
 if __name__ == "__main__":
