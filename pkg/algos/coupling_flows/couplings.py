@@ -7,7 +7,12 @@ import math
 from torch import Tensor, nn
 
 from pkg.algos.coupling_flows.arguments import positive, whole
-from pkg.algos.coupling_flows.functional import affine_coupling, affine_coupling_inverse
+from pkg.algos.coupling_flows.functional import (
+    affine_coupling,
+    affine_coupling_inverse,
+    by_kernel,
+    has_kernel,
+)
 from pkg.algos.coupling_flows.masks import ChannelMask, CheckerboardMask, Mask
 from pkg.algos.coupling_flows.spline import rational_quadratic
 from pkg.algos.coupling_flows.transform import Transform, per_sample, total
@@ -166,19 +171,23 @@ class AffineCoupling(_Coupling):
         super().__init__(mask, network)
         self.bound = None if bound is None else positive("bound", bound)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z and log|det ∂z/∂x| = Σ s, shape (N,), in nats."""
+    def _go(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         rest, numbers = self._read(x, 2)
         raw, shift = numbers.chunk(2, 1)
-        rest, log_det = affine_coupling(rest, raw, shift, self.mask.core(rest), self.bound)
+        mask = self.mask.core(rest)
+        if has_kernel(x) and self.mask.start is not None:  # one pass, the kept part included
+            return by_kernel(x, raw, shift, mask, self.mask.start, self.bound, inverse=inverse)
+        run = affine_coupling_inverse if inverse else affine_coupling
+        rest, log_det = run(rest, raw, shift, mask, self.bound)
         return self.mask.join(x, rest), log_det
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and log|det ∂z/∂x| = Σ s, shape (N,), in nats."""
+        return self._go(x, inverse=False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and log|det ∂x/∂z| = -Σ s, shape (N,), in nats."""
-        rest, numbers = self._read(z, 2)
-        raw, shift = numbers.chunk(2, 1)
-        rest, log_det = affine_coupling_inverse(rest, raw, shift, self.mask.core(rest), self.bound)
-        return self.mask.join(z, rest), log_det
+        return self._go(z, inverse=True)
 
 
 class RationalQuadraticCoupling(_Coupling):

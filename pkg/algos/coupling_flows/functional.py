@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pkg.algos.coupling_flows import operator
 from pkg.algos.coupling_flows.transform import total
 
 
@@ -21,6 +22,8 @@ def affine_coupling(
 
     All of (N, *event); `mask` is bool, True where x is kept, and has no batch axis.
     """
+    if has_kernel(x):
+        return by_kernel(x, raw, shift, mask, 0, bound)
     s = log_scales(raw, mask, bound)
     moved = x * s.exp() + shift
     return (moved if mask is None else torch.where(mask, x, moved)), total(s)
@@ -33,6 +36,25 @@ def affine_coupling_inverse(
 
     The scale is divided out: a product with exp(-s) would be a second, slightly different, scale.
     """
+    if has_kernel(z):
+        return by_kernel(z, raw, shift, mask, 0, bound, inverse=True)
     s = log_scales(raw, mask, bound)
     moved = (z - shift) / s.exp()
     return (moved if mask is None else torch.where(mask, z, moved)), -total(s)
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Tell whether a kernel takes x: on a GPU, in any type but float64."""
+    return x.is_cuda and x.dtype != torch.float64
+
+
+def by_kernel(
+    x: Tensor, raw: Tensor, shift: Tensor, mask: Tensor | None, first: int, bound: float | None,
+    *, inverse: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the same from the operator; raw and shift belong to the channels of x from `first` on.
+
+    Under autocast the network gives 16 bits: they are widened to the type of x.
+    """
+    run = operator.affine_coupling_inverse if inverse else operator.affine_coupling
+    return run(x, raw.to(x.dtype), shift.to(x.dtype), mask, first, bound or 0.0)

@@ -62,6 +62,8 @@ class ChannelMask(nn.Module):
         seen = [place for place, flag in enumerate(flags) if flag]
         rest = [place for place, flag in enumerate(flags) if not flag]
         self._first = flags == sorted(flags, reverse=True)  # kept ones first: no copies needed
+        # Where the changed channels begin, if they are neighbours: then one kernel does it all.
+        self.start = rest[0] if rest[-1] - rest[0] == len(rest) - 1 else None
         self.register_buffer("kept", torch.tensor(flags), persistent=False)
         self.register_buffer("_seen", torch.tensor(seen), persistent=False)
         self.register_buffer("_rest", torch.tensor(rest), persistent=False)
@@ -141,6 +143,7 @@ class CheckerboardMask(nn.Module):
         if not isinstance(swap, bool):
             raise TypeError(f"swap must be a bool, got {swap!r}")
         self.swap = swap
+        self.start = 0  # every channel has parameters
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mask with the shape of one sample of x: 1 where it is kept."""
