@@ -57,11 +57,9 @@ class Compose(Transform):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return x, the last transform undone first, and the sum of the log-determinants."""
-        last: Any
-        others: list[Any]
-        *others, last = self.transforms
-        z, log_det = last.inverse(z)
-        for transform in reversed(others):
+        layers: list[Any] = list(self.transforms)
+        z, log_det = layers[-1].inverse(z)
+        for transform in reversed(layers[:-1]):
             z, more = transform.inverse(z)
             log_det = log_det + more
         return z, log_det

@@ -206,7 +206,7 @@ class Flow(nn.Module):
         """
         whole("bins", bins, 2)
         in_unit_interval(x)
-        return bits_per_dim(self.log_prob(x), x[0].numel(), bins)
+        return bits_per_dim(self.log_prob(x), math.prod(x.shape[1:]), bins)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ def _along(values: Tensor, x: Tensor) -> Tensor:
 
 def _positions(x: Tensor) -> int:
     """Return H · W for images and 1 for vectors: how often each channel occurs."""
-    return x[0, 0].numel() if x.ndim > 2 else 1
+    return math.prod(x.shape[2:])
 
 
 class Permutation(Transform):
@@ -117,8 +118,13 @@ class Squeeze(Transform):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, C f², H / f, W / f) and zeros, shape (N,)."""
-        self.output_shape(tuple(x.shape[1:]))
-        return nn.functional.pixel_unshuffle(x, self.factor), per_sample(x)
+        channels, height, width = self.output_shape(tuple(x.shape[1:]))
+        f = self.factor
+        squares = x.unflatten(3, (width, f)).unflatten(2, (height, f))  # (N, C, H, f, W, f)
+        # F.pixel_unshuffle does the same, but leaves an empty batch in its old shape.
+        return squares.permute(0, 1, 3, 5, 2, 4).reshape(
+            len(x), channels, height, width
+        ), per_sample(x)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, C / f², H f, W f) and zeros, shape (N,)."""
@@ -127,7 +133,10 @@ class Squeeze(Transform):
                 f"z must have shape (N, C, H, W) with C a multiple of {self.factor**2}, "
                 f"got {tuple(z.shape)}"
             )
-        return nn.functional.pixel_shuffle(z, self.factor), per_sample(z)
+        f = self.factor
+        count, height, width = z.shape[1] // f**2, *z.shape[2:]
+        squares = z.unflatten(1, (count, f, f)).permute(0, 1, 4, 2, 5, 3)  # (N, C, H, f, W, f)
+        return squares.reshape(len(z), count, height * f, width * f), per_sample(z)
 
 
 class Scaling(Transform):
