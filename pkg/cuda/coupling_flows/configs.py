@@ -32,9 +32,9 @@ CONFIGS: dict[tuple[str, int, int], Config] = {
     ("gradient", 0, 256): Config(4, 256, 4),
     ("gradient", 0, 1024): Config(1, 1024, 4),
     ("stack", 16, 64): Config(64, 64, 4, 2),
-    ("stack", 16, 128): Config(64, 64, 4, 2),
-    ("stack", 32, 64): Config(32, 32, 4),
-    ("stack", 32, 128): Config(32, 32, 4),
+    ("stack", 16, 128): Config(64, 64, 8, 2),
+    ("stack", 32, 64): Config(32, 32, 8),
+    ("stack", 32, 128): Config(32, 32, 8),
 }
 
 

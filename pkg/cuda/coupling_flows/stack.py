@@ -36,10 +36,10 @@ def parameters(
     shift = tl.zeros((BLOCK, DIMS), tl.float32)
     for start in tl.range(0, HIDDEN, CHUNK, num_stages=STAGES):
         some = start + tl.arange(0, CHUNK)
-        weight = tl.load(w2 + (layer * HIDDEN + unit)[:, None] * HIDDEN + some[None, :])
-        second = tl.dot(first, weight, input_precision=PRECISION)
+        middle = tl.load(w2 + (layer * HIDDEN + unit)[:, None] * HIDDEN + some[None, :])
+        second = tl.dot(first, middle, input_precision=PRECISION)
         second = second + tl.load(b2 + layer * HIDDEN + some).to(tl.float32)[None, :]
-        second = rectified(second).to(weight.dtype)
+        second = rectified(second).to(middle.dtype)
         place = w3 + (layer * 2 * HIDDEN + some)[:, None] * DIMS + at[None, :]
         raw = tl.dot(second, tl.load(place), raw, input_precision=PRECISION)
         shift = tl.dot(second, tl.load(place + HIDDEN * DIMS), shift, input_precision=PRECISION)
