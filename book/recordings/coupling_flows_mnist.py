@@ -49,10 +49,10 @@ CODE: dict[str, tuple[str, ...]] = {
     f"{_FLOWS}/compose.py": ("Compose", "MultiScale"),
     f"{_FLOWS}/flow.py": ("_Base", "StandardNormal", "Flow", "bits_per_dim"),
     f"{_FLOWS}/models.py": ("Glow", "_check_images", "_glow_coupling"),
-    f"{_FLOWS}/pixels.py": ("dequantise", "place_in_bin"),
+    f"{_FLOWS}/pixels.py": ("Logit", "dequantise", "place_in_bin"),
 }  # fmt: skip
 
-BATCH, RATE, SEED, BINS = 64, 1e-3, 0, 256
+BATCH, RATE, SEED, BINS, ALPHA = 64, 2e-3, 0, 256, 0.05
 SIZES = {"levels": 2, "steps": 8, "hidden": 32}
 TEMPERATURES, SAMPLES, PAIRS, STAGES = (0.7, 1.0), 48, 4, 9
 
@@ -96,7 +96,7 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 def model(shape: tuple[int, ...] = (1, 28, 28), seed: int = SEED, **sizes: int) -> Glow:
     """Return the untrained flow."""
     drawn = torch.Generator().manual_seed(seed)
-    return Glow(shape, generator=drawn, **{**SIZES, **sizes})
+    return Glow(shape, alpha=ALPHA, generator=drawn, **{**SIZES, **sizes})
 
 
 def stored_model(path: Path | None = None) -> Glow:
@@ -154,7 +154,7 @@ def scores(flow: Glow) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def pictures(flow: Glow) -> dict[str, np.ndarray]:
+def pictures(flow: Glow) -> dict[str, Any]:
     """Return samples for each temperature, and walks from one test digit to another, as counts."""
     found = {}
     for place, temperature in enumerate(TEMPERATURES):
@@ -175,28 +175,33 @@ def pictures(flow: Glow) -> dict[str, np.ndarray]:
     }
 
 
-def write(result: Fit, minutes: float, processes_used: int) -> None:
+def made_by() -> dict[str, str]:
+    """Return commit and fingerprint: asked for at the beginning, since code may change meanwhile."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {"commit": commit.stdout.strip(), "code": fingerprint()}
+
+
+def write(result: Fit, origin: dict[str, str], minutes: float, count: int) -> None:
     """Write both files: first the weights, then what was measured with them."""
     path = HERE / "coupling_flows_mnist.npz"
     whole = {name: tensor.half() if tensor.is_floating_point() else tensor
              for name, tensor in result.average.items()}  # fmt: skip
-    weights = {f"weights/{name}": tensor.numpy() for name, tensor in whole.items()}
+    weights: dict[str, Any] = {f"weights/{name}": t.numpy() for name, t in whole.items()}
     np.savez_compressed(path, **weights)
     flow = stored_model(path)
-    np.savez_compressed(path, **weights, **pictures(flow))
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    weights |= pictures(flow)
+    np.savez_compressed(path, **weights)
     curve = np.array(result.bits)
     pace = max(1, len(curve) // 60)
     record = {
         "command": f"python -m book.recordings.coupling_flows_mnist --steps {result.steps}",
-        "commit": commit.stdout.strip(),
-        "code": fingerprint(),
-        "machine": f"{platform.machine()}, one core for each of {processes_used} process(es)",
+        **origin,
+        "machine": f"{platform.machine()}, one core for each of {count} process(es)",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
         "minutes": round(minutes, 1),
-        "model": {**SIZES, "weights": sum(p.numel() for p in flow.parameters())},
+        "model": {**SIZES, "alpha": ALPHA, "weights": sum(p.numel() for p in flow.parameters())},
         "training": {"batch": BATCH, "lr": RATE, "steps": result.steps,
                      "epochs": round(result.steps * BATCH / 50_000, 2)},
         "scores": scores(flow),
@@ -215,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trial", type=Path, help="8 x 8 digits, float64; the weights go here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    begun = time.monotonic()
+    begun, origin = time.monotonic(), made_by()
 
     def watch(step: int, told: float) -> bool:
         minutes = (time.monotonic() - begun) / 60
@@ -235,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = fit(model(), counts, bins=BINS, steps=options.steps, batch=BATCH, lr=RATE,
                      seed=SEED, watch=watch if world == 1 else None)  # fmt: skip
         if rank == 0:
-            write(result, (time.monotonic() - begun) / 60, world)
+            write(result, origin, (time.monotonic() - begun) / 60, world)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pkg.operators import register
 
-_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def _check(x: Tensor, raw: Tensor, shift: Tensor, mask: Tensor | None, first: int) -> None:
@@ -60,7 +60,7 @@ def _couple(
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _check(x, raw, shift, mask, first)
-    wide = _WIDE.get(x.dtype, x.dtype)
+    wide = WIDE.get(x.dtype, x.dtype)
     s = _scales(raw.to(wide), mask, bound)
     log_det = s.flatten(1).sum(1)
     scale = s.exp_()
@@ -97,7 +97,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     _check(x, raw, shift, mask, first)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[0], dtype=_WIDE.get(x.dtype, x.dtype))
+    return out, x.new_empty(x.shape[0], dtype=WIDE.get(x.dtype, x.dtype))
 
 
 # ---------------------------------------------------------------- gradients
@@ -108,7 +108,7 @@ def _formula(
     mask: Tensor | None, first: int, bound: float, inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by x, raw and shift, made of operations that have gradients again."""
-    wide = _WIDE.get(x.dtype, x.dtype)
+    wide = WIDE.get(x.dtype, x.dtype)
     ratio = (raw.to(wide) / bound).tanh() if bound > 0 else raw.to(wide)
     scale = (bound * ratio if bound > 0 else ratio).exp()
     arriving = _moved(gradient, raw, first).to(wide)
