@@ -13,7 +13,6 @@ from typing import Any
 import sympy as sp
 from sympy.core.symbol import Str
 from sympy.matrices.expressions.matexpr import MatrixExpr
-from sympy.printing.precedence import PRECEDENCE
 
 
 class ElementMatrix(MatrixExpr):  # type: ignore[misc]
@@ -42,11 +41,10 @@ class ElementMatrix(MatrixExpr):  # type: ignore[misc]
     [a[1, 0], a[1, 1]]])
     """
 
-    precedence = PRECEDENCE["Atom"]  # a name needs no brackets
-
     def __new__(
         cls, name: Any, rows: Any, columns: Any, rule: Any, triangular: Any = False
     ) -> ElementMatrix:
+        """Return the matrix; it is what its arguments say."""
         parts = (sp.sympify(rows), sp.sympify(columns), rule, sp.sympify(triangular))
         made: ElementMatrix = MatrixExpr.__new__(cls, Str(str(name)), *parts)
         return made
@@ -92,6 +90,7 @@ class Det(sp.Expr):  # type: ignore[misc]
     is_commutative = True
 
     def __new__(cls, matrix: Any) -> Det:
+        """Return the determinant, not worked out."""
         made: Det = sp.Expr.__new__(cls, matrix)
         return made
 

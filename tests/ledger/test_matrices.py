@@ -64,4 +64,3 @@ def test_products_multiply_and_sums_do_not_add():
 def test_determinants_are_printed_with_bars():
     assert latex(Det(A)) == r"\left|A\right|"
     assert r"\left|\begin{matrix}" in latex(JACOBIAN)
-    assert latex(A.I) == "A^{-1}"
