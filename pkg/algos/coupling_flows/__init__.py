@@ -23,6 +23,7 @@ from pkg.algos.coupling_flows.flow import (
     StandardNormal,
     bits_per_dim,
 )
+from pkg.algos.coupling_flows.fused import FusedCouplings
 from pkg.algos.coupling_flows.linear import (
     ActNorm,
     Invertible1x1Conv,
@@ -43,6 +44,7 @@ __all__ = [
     "CheckerboardMask",
     "Compose",
     "Flow",
+    "FusedCouplings",
     "Glow",
     "Invertible1x1Conv",
     "Logit",
