@@ -20,11 +20,12 @@ def affine_coupling(
 ) -> tuple[Tensor, Tensor]:
     """Return z = x exp(s) + shift where the mask does not keep, and Σ s for each sample.
 
-    All of (N, *event); `mask` is bool, True where x is kept, and has no batch axis.
+    All of (N, *event); `mask` is bool, True where x is kept, and has no batch axis. Where a network
+    works in 16 bits (under autocast), its log-scales are widened to the type of x first.
     """
     if has_kernel(x):
         return by_kernel(x, raw, shift, mask, 0, bound)
-    s = log_scales(raw, mask, bound)
+    s = log_scales(raw.to(x.dtype), mask, bound)
     moved = x * s.exp() + shift
     return (moved if mask is None else torch.where(mask, x, moved)), total(s)
 
@@ -38,7 +39,7 @@ def affine_coupling_inverse(
     """
     if has_kernel(z):
         return by_kernel(z, raw, shift, mask, 0, bound, inverse=True)
-    s = log_scales(raw, mask, bound)
+    s = log_scales(raw.to(z.dtype), mask, bound)
     moved = (z - shift) / s.exp()
     return (moved if mask is None else torch.where(mask, z, moved)), -total(s)
 
