@@ -218,39 +218,31 @@ def test_cuda_tensors_reach_the_operators():
             self.names.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    def names(module, dtype=torch.float32):
+    def names(run, dtype=torch.float32):
         x = torch.empty(3, 4, device="cuda", dtype=dtype)
         with Calls() as calls, torch.no_grad():
-            z, log_det = module(x)
-            module.inverse(z)
+            z, log_det = run(x)
         assert z.shape == (3, 4)
         assert log_det.shape == (3,)
         return [name for name in calls.names if name.startswith("checked.")]
 
-    def ghost(module, dtype=torch.float32):
-        """Put in place of each tensor one that says it is on a GPU, and holds nothing."""
-        for part in module.modules():
-            for held in (part._parameters, part._buffers):
-                for name, tensor in held.items():
-                    kind = dtype if tensor.is_floating_point() else tensor.dtype
-                    empty = torch.empty(tensor.shape, dtype=kind, device="cuda")
-                    held[name] = torch.nn.Parameter(empty) if held is part._parameters else empty
-        return module
-
-    def half():
-        return AffineCoupling(ChannelMask.first_half(4), MLP(2, 4, (8, 8)))
-
     fused = FusedCouplings(flow(4, torch.float32).transform)
-    other = AdditiveCoupling(ChannelMask.first_half(4), MLP(2, 2, (8, 8)))
-    built = [half(), half(), half()]
     with FakeTensorMode():
-        both = ["checked.affine_coupling.default", "checked.affine_coupling_inverse.default"]
-        assert names(ghost(built[0])) == both
-        assert names(ghost(built[1], torch.bfloat16), torch.bfloat16) == both
-        wide = ghost(built[2], torch.float64)  # PyTorch's own operations, in full precision
-        assert names(wide, torch.float64) == []
-        assert names(ghost(other)) == []
-        assert names(ghost(fused)) == ["checked.coupling_stack.default"] * 2
+        for name in ("w1", "b1", "w2", "b2", "w3", "b3", "kept"):
+            held = getattr(fused, name)
+            setattr(fused, name, torch.empty(held.shape, dtype=held.dtype, device="cuda"))
+        for run, name in (
+            (functional.affine_coupling, "affine_coupling"),
+            (functional.affine_coupling_inverse, "affine_coupling_inverse"),
+        ):
+            for kind in (torch.float32, torch.bfloat16):
+                assert names(lambda x, f=run: f(x, x, x, None, 2.0), kind) == [
+                    f"checked.{name}.default"
+                ]
+            # float64 goes to PyTorch's own operations, in full precision.
+            assert names(lambda x, f=run: f(x, x, x, None, 2.0), torch.float64) == []
+        for run in (fused, fused.inverse):
+            assert names(run) == ["checked.coupling_stack.default"]
 
 
 def test_under_autocast_a_flow_keeps_its_type():
