@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-#: Samples in a tile, for each thread: with 64 hidden units some 200 KB of activations.
-TILE = 256
+#: Samples in a tile, for each thread: with 64 hidden units some 400 KB of activations.
+TILE = 512
 
 
 @dataclass
