@@ -179,10 +179,10 @@ def inverses(flow: RealNVP, size: Size, device: str) -> dict[str, Callable[[Tens
     """Return x of given latents: what sampling does after it has drawn them."""
     fused = FusedCouplings(flow.transform).to(device)
     theirs, other = zuko_flow(flow).to(device), nflows_flow(flow).to(device)
-    flow.to(device)
+    undo: Any = flow.to(device).transform.inverse
     return {
         "ours": lambda z: fused.inverse(z)[0],
-        "layer by layer": lambda z: flow.transform.inverse(z)[0],
+        "layer by layer": lambda z: undo(z)[0],
         "zuko": lambda z: theirs().transform.inv(z),
         "nflows": lambda z: other._transform.inverse(z)[0],  # type: ignore[operator]
     }

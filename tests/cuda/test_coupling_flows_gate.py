@@ -55,7 +55,7 @@ def test_the_other_forms_of_the_coupling_fit_too(kernel, mask, bounded, even, in
     from tests.cuda.coupling_gate import compile_affine
     from tests.cuda.gate import admit
 
-    if mask == inverse:  # each of the two directions in one of the two forms: a kernel costs seconds
+    if mask == inverse:  # a kernel costs seconds: each direction in one of the two forms
         key = (kernel, 0, 1024)
         admit(compile_affine(key, "fp16", inverse=inverse, mask=mask, bounded=bounded, even=even))
 

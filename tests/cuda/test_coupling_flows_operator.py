@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from pkg.algos.coupling_flows import (
-    AdditiveCoupling,
     AffineCoupling,
     ChannelMask,
     CheckerboardMask,
-    Compose,
     RealNVP,
     functional,
 )
@@ -121,7 +119,9 @@ def test_the_plain_form_without_the_dispatcher_is_the_operators(inverse):
     run = affine_coupling_inverse_cpu if inverse else affine_coupling_cpu
     for name in COUPLINGS:
         tensors, rest = inputs(name, torch.float32, gradient=False)
-        for mine, theirs in zip(run(*tensors, *rest), operator(inverse)(*tensors, *rest), strict=True):
+        for mine, theirs in zip(
+            run(*tensors, *rest), operator(inverse)(*tensors, *rest), strict=True
+        ):
             assert torch.equal(mine, theirs)
 
 
@@ -131,7 +131,9 @@ def test_what_does_not_fit_is_refused():
         (x, half, x, None, 0, 1.0), (x, half, half, None, 3, 1.0), (x, half, half, None, -1, 1.0),
         (x, torch.zeros(3, 2), torch.zeros(3, 2), None, 0, 1.0),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"got \(\d, \d\) and \(\d, \d\) at -?\d for x of \(2, 4\)"):
+        with pytest.raises(
+            ValueError, match=r"got \(\d, \d\) and \(\d, \d\) at -?\d for x of \(2, 4\)"
+        ):
             affine_coupling(*bad)
     with pytest.raises(ValueError, match="mask"):
         affine_coupling(x, half, half, torch.ones(4, dtype=torch.bool), 0, 1.0)

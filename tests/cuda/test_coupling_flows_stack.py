@@ -60,7 +60,8 @@ def agree(features, hidden, rows, dtype, inverse, bound=2.0, x=None):
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("features", "hidden", "rows"), [(2, 1, 1), (5, 16, 70), (16, 20, 64), (33, 64, 3), (64, 128, 40)]
+    ("features", "hidden", "rows"),
+    [(2, 1, 1), (5, 16, 70), (16, 20, 64), (33, 64, 3), (64, 128, 40)],
 )
 def test_sizes_and_types(features, hidden, rows, dtype, inverse):
     agree(features, hidden, rows, dtype, inverse)

@@ -167,7 +167,7 @@ def _plain(
         seen = torch.where(keeps, value, 0).to(x.dtype)
         h = torch.relu(torch.addmm(b1[layer], seen, w1[layer, :dims]))
         h = torch.relu(torch.addmm(b2[layer], h, w2[layer]))
-        raw, shift = (torch.addmm(b, h, w).to(wide)[:, :dims] for b, w in zip(b3[layer], w3[layer], strict=True))  # noqa: E501  # fmt: skip
+        raw, shift = (torch.addmm(b3[layer, i], h, w3[layer, i])[:, :dims].to(wide) for i in (0, 1))
         s = bound * torch.tanh(raw / bound) if bound > 0 else raw
         s = torch.where(keeps, 0, s)
         new = (value - shift) / s.exp() if inverse else value * s.exp() + shift
@@ -202,7 +202,8 @@ def _gradient(ctx: Any, gradient: Tensor, sum_gradient: Tensor) -> tuple[Any, ..
     *tensors, kept = ctx.saved_tensors
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
-        found = _plain(*leaves, kept, ctx.bound, ctx.inverse)
+        x, w1, b1, w2, b2, w3, b3 = leaves
+        found = _plain(x, w1, b1, w2, b2, w3, b3, kept, ctx.bound, ctx.inverse)
         by = torch.autograd.grad(found, leaves, (gradient, sum_gradient))
     return (*by, None, None, None)
 

@@ -136,14 +136,18 @@ def _backward_cpu(
     gradient: Tensor, sum_gradient: Tensor, x: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fresh(_formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient)
+    return _fresh(
+        _formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient
+    )
 
 
 def _inverse_backward_cpu(
     gradient: Tensor, sum_gradient: Tensor, z: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fresh(_formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient)
+    return _fresh(
+        _formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient
+    )
 
 
 def _fresh(found: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +192,8 @@ def _second(ctx: Any, *arriving: Tensor, inverse: bool = False) -> tuple[Any, ..
     *tensors, mask = ctx.saved_tensors
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
-        found = _formula(*leaves, mask, ctx.first, ctx.bound, inverse)
+        g, by_sum, x, raw, shift = leaves
+        found = _formula(g, by_sum, x, raw, shift, mask, ctx.first, ctx.bound, inverse)
     again = torch.autograd.grad(found, leaves, arriving, allow_unused=True)
     return (*again, None, None, None)
 

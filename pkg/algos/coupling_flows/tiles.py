@@ -60,7 +60,7 @@ class TiledStack(nn.Module):
         self.register_buffer("back", order.argsort(), persistent=False)
         for number, (kept, *weights, w3, b3) in enumerate(layers):
             changed = len(b3) // 2
-            if bound > 0:  # tanh(raw / bound) = 2 sigmoid(2 raw / bound) - 1, and the sigmoid is fast
+            if bound > 0:  # tanh(u) = 2 sigmoid(2 u) - 1, and the sigmoid is fast
                 w3[:changed] *= 2 / bound
                 b3[:changed] *= 2 / bound
             kept = kept[order]
@@ -113,7 +113,7 @@ class TiledStack(nn.Module):
                 rows = (seen, rest)
             steps.append(
                 _Step(
-                    weights, *places, first, second, numbers[: 2 * changed], numbers[:changed],
+                    weights, places[0], places[1], first, second, numbers[: 2 * changed], numbers[:changed],
                     numbers[changed : 2 * changed], totals[:changed], rows,
                 )
             )  # fmt: skip

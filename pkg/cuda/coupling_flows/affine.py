@@ -29,7 +29,7 @@ def tanh(u):
 @triton.jit
 def log_scale(raw, bound, BOUNDED: tl.constexpr):
     """Return the logarithm of the scale: raw, drawn into (-bound, bound)."""
-    if BOUNDED:
+    if BOUNDED:  # noqa: SIM108  (a branch that is compiled, or not)
         s = bound * tanh(raw / bound)
     else:
         s = raw
