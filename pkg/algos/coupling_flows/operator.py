@@ -136,14 +136,18 @@ def _backward_cpu(
     gradient: Tensor, sum_gradient: Tensor, x: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fresh(_formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient)
+    return _fresh(
+        _formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient
+    )
 
 
 def _inverse_backward_cpu(
     gradient: Tensor, sum_gradient: Tensor, z: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fresh(_formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient)
+    return _fresh(
+        _formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient
+    )
 
 
 def _fresh(found: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

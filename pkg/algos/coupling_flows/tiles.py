@@ -60,7 +60,9 @@ class TiledStack(nn.Module):
         self.register_buffer("back", order.argsort(), persistent=False)
         for number, (kept, *weights, w3, b3) in enumerate(layers):
             changed = len(b3) // 2
-            if bound > 0:  # tanh(raw / bound) = 2 sigmoid(2 raw / bound) - 1, and the sigmoid is fast
+            if (
+                bound > 0
+            ):  # tanh(raw / bound) = 2 sigmoid(2 raw / bound) - 1, and the sigmoid is fast
                 w3[:changed] *= 2 / bound
                 b3[:changed] *= 2 / bound
             kept = kept[order]
