@@ -180,11 +180,12 @@ def inverses(flow: RealNVP, size: Size, device: str) -> dict[str, Callable[[Tens
     fused = FusedCouplings(flow.transform).to(device)
     theirs, other = zuko_flow(flow).to(device), nflows_flow(flow).to(device)
     undo: Any = flow.to(device).transform.inverse
+    theirs_undo: Any = other._transform.inverse  # type: ignore[union-attr]
     return {
         "ours": lambda z: fused.inverse(z)[0],
         "layer by layer": lambda z: undo(z)[0],
         "zuko": lambda z: theirs().transform.inv(z),
-        "nflows": lambda z: other._transform.inverse(z)[0],  # type: ignore[operator]
+        "nflows": lambda z: theirs_undo(z)[0],
     }
 
 

@@ -121,6 +121,13 @@ REFUSED = {
     "a negative temperature": (
         lambda: StandardNormal(2).sample(1, temperature=-1.0), ValueError, "at least 0"),
     "half a sample": (lambda: StandardNormal(2).sample(0.5), TypeError, "n must be an int"),
+    "a seed for a generator": (
+        lambda: StandardNormal(2).sample(1, generator=0), TypeError, "torch.Generator"),
+    "a seed for noise": (
+        lambda: dequantise(X.long(), bins=17, generator=0), TypeError, "torch.Generator"),
+    "a seed for learnt noise": (
+        lambda: VariationalDequantisation(MLP(4, 8), bins=17)(X.long(), generator=0), TypeError,
+        "torch.Generator"),
     "latents of another shape": (
         lambda: StandardNormal(3).log_prob(X), ValueError, r"z must have shape \(N, 3\)"),
     "counts to bits": (

@@ -44,11 +44,9 @@ class _Base(nn.Module):
             raise TypeError(f"temperature must be a number, got {temperature!r}")
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
-        made_on = self.place.device if generator is None else generator.device
-        drawn = self._draw(
-            (n, *self.shape), generator=checked_generator(generator), dtype=self.place.dtype,
-            device=made_on,
-        )  # fmt: skip
+        draw = checked_generator(generator)
+        made_on = self.place.device if draw is None else draw.device
+        drawn = self._draw((n, *self.shape), generator=draw, dtype=self.place.dtype, device=made_on)
         return temperature * drawn.to(self.place.device)
 
     def _log_density(self, z: Tensor) -> Tensor:

@@ -109,10 +109,9 @@ def dequantise(
     check_counts(counts, bins)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-    made_on = counts.device if generator is None else generator.device
-    u = torch.rand(
-        counts.shape, generator=checked_generator(generator), dtype=dtype, device=made_on
-    )
+    draw = checked_generator(generator)
+    made_on = counts.device if draw is None else draw.device
+    u = torch.rand(counts.shape, generator=draw, dtype=dtype, device=made_on)
     return place_in_bin(counts, u.to(counts.device), bins)
 
 
@@ -182,12 +181,10 @@ class VariationalDequantisation(nn.Module):
         check_counts(counts, self.bins)
         weights = next(self.network.parameters())
         scaled = counts.to(weights.dtype) * (2 / (self.bins - 1)) - 1
-        made_on = weights.device if generator is None else generator.device
-        noise = torch.randn(
-            counts.shape, generator=checked_generator(generator), dtype=weights.dtype,
-            device=made_on,
-        ).to(weights.device)  # fmt: skip
-        return self.place(counts, noise, self.network(scaled))
+        draw = checked_generator(generator)
+        made_on = weights.device if draw is None else draw.device
+        noise = torch.randn(counts.shape, generator=draw, dtype=weights.dtype, device=made_on)
+        return self.place(counts, noise.to(weights.device), self.network(scaled))
 
     def place(self, counts: Tensor, noise: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and log q for standard normal noise and the network's numbers."""
