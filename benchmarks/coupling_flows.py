@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -271,6 +272,7 @@ def case(kind: str, size: Size, batch: int, device: str, threads: int, rounds: i
     found = measure(
         name(kind, size, batch), calls, same, device=device, threads=threads, rounds=rounds,
         seconds=SECONDS, peaks=calls if grown else None, kind=kind, batch=batch,
+        peers={peer: version(peer) for peer in ("zuko", "nflows")},
         work=Work(2.0 * factor * batch * size.products(), factor * (2 * x.nbytes + weights)),
         ceiling=ceilings(device, torch.float32, threads),
     )  # fmt: skip
