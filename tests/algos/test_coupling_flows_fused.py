@@ -147,6 +147,20 @@ def test_gradients_reach_x(inverse):
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
 
 
+@directions
+def test_autocast_does_not_take_digits_away(inverse):
+    fused = FusedCouplings(stack("any", torch.float32))
+    run = fused.inverse if inverse else fused
+    x = draw(5, 4, torch.float32)
+    expected = run(x)
+    for leaf in (x, x.clone().requires_grad_()):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = run(leaf)
+        for mine, theirs in zip(found, expected, strict=True):
+            # The two forms add in another order; bfloat16 would be off by 1e-2.
+            torch.testing.assert_close(mine.detach(), theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_a_flow_of_it():
     flow = RealNVP(6, hidden=8, alpha=None, generator=torch.Generator().manual_seed(0)).double()
     for p in flow.parameters():

@@ -33,7 +33,7 @@ def test_the_fingerprint_sees_code_and_not_its_clothes(tmp_path):
     shown = []
     for text in (
         '"""A."""\ndef f():\n    """Why."""\n    return 1\n\ndef g():\n    return 1\n',
-        '"""B."""\n\ndef f():\n    # because\n    return  1\n\ndef g():\n    return 2\n',
+        '"""B."""\n\ndef f():\n    """Other words."""\n    # because\n    return  1\n\ndef g():\n    return 2\n',
         "def f():\n    return 2\n",
     ):
         (tmp_path / "a.py").write_text(text)
@@ -49,7 +49,7 @@ def test_every_class_of_the_flow_is_in_the_fingerprint(flow):
     listed = {name for names in recording.CODE.values() for name in names}
     ours = [c for m in flow.modules() for c in type(m).__mro__ if c.__module__.startswith("pkg.")]
     used = {cls.__name__ for cls in ours}
-    assert used - listed == {"_Flatten"} - listed
+    assert not used - listed
     assert used >= {"Glow", "AffineCoupling", "ActNorm", "Invertible1x1Conv", "Logit", "MultiScale"}
 
 

@@ -7,7 +7,7 @@ import torch
 from pkg.cuda.coupling_flows import CONFIGS
 from pkg.cuda.coupling_flows.affine import couple_kernel, gradient_kernel
 from pkg.cuda.coupling_flows.configs import precision
-from pkg.cuda.coupling_flows.stack import stack_kernel
+from pkg.cuda.coupling_flows.resident import stack_kernel
 from tests.cuda.gate import Compiled, compile_for_sm90
 
 KERNELS = {"couple": couple_kernel, "gradient": gradient_kernel}

@@ -180,7 +180,8 @@ def _stack(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, kept: Tensor,
     bound: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, log_det = _plain(x, w1, b1, w2, b2, w3, b3, kept, bound, inverse)
+    with torch.autocast("cpu", enabled=False):  # x and weights have one type, and keep it
+        out, log_det = _plain(x, w1, b1, w2, b2, w3, b3, kept, bound, inverse)
     return (out.clone() if out is x else out.contiguous()), log_det
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pkg.cuda.coupling_flows.configs import choose, precision
 from pkg.cuda.coupling_flows.launch import _KINDS, _count, _on
-from pkg.cuda.coupling_flows.stack import stack_kernel
+from pkg.cuda.coupling_flows.resident import stack_kernel
 
 #: What fits the registers and the shared memory of a multiprocessor; the compile gate proves it.
 MOST_DIMS, MOST_HIDDEN = 64, 128
