@@ -33,7 +33,7 @@ def test_the_fingerprint_sees_code_and_not_its_clothes(tmp_path):
     shown = []
     for text in (
         '"""A."""\ndef f():\n    """Why."""\n    return 1\n\ndef g():\n    return 1\n',
-        '"""B."""\n\ndef f():\n    """Other."""\n    # because\n    return  1\n\ndef g():\n    return 2\n',
+        '"""B."""\n\ndef f():\n    """Words."""\n    # because\n    return  1\n\ndef g():\n    return 2\n',
         "def f():\n    return 2\n",
     ):
         (tmp_path / "a.py").write_text(text)
