@@ -21,8 +21,9 @@ from pkg.algos.coupling_flows.transform import Transform, per_sample, total
 def log_scale_bound(ulps: float) -> float:
     """Return the largest log-scale for which an affine coupling can be undone to `ulps` ulps.
 
-    With |s| <= B the computed inverse of the computed z differs from x by at most (4 + e^B) units
-    in the last place of max(|x|, |t|), to first order in the unit roundoff. Solved for B, that is
+    With log-scales from -B to B the computed inverse of the computed z differs from x by at most
+    4 + e^B units in the last place of x or of the shift, whichever is larger, to first
+    order in the unit roundoff. Solved for B, that is
     log(ulps - 4).
 
     Parameters
@@ -33,7 +34,7 @@ def log_scale_bound(ulps: float) -> float:
     Returns
     -------
     float
-        The bound B on |log-scale|, in nats.
+        The bound B on the magnitude of the log-scale, in nats.
 
     Raises
     ------

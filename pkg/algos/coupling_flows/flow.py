@@ -186,7 +186,7 @@ class Flow(nn.Module):
         Parameters
         ----------
         x
-            (N, *event), counts that were spread over their bins: `dequantise(counts, bins=bins)`.
+            (N, ...), counts that were spread over their bins: `dequantise(counts, bins=bins)`.
         bins
             How many values a count can have. A bin is 1 / bins wide: that width turns the density
             into a probability.

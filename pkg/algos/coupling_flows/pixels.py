@@ -139,7 +139,7 @@ class VariationalDequantisation(nn.Module):
     Parameters
     ----------
     network
-        Any module from (N, *event) (the counts scaled to [-1, 1]) to twice as many channels: mean
+        Any module from (N, ...) (the counts scaled to [-1, 1]) to twice as many channels: mean
         and raw log-deviation of a Gaussian e; u = sigmoid(e). Begin with zeros for something
         close to even.
     bins
