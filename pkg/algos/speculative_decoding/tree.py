@@ -104,8 +104,9 @@ class _Walk:
         cls, tokens: Tensor, parents: Tensor, draft: Tensor | None, target: Tensor, depth: int
     ) -> _Walk:
         batch = len(tokens)
-        law = target[:, 0].double()
-        q = None if draft is None else draft[:, 0].double()
+        # Copies: these are written to, and float64 rows would be the caller's own.
+        law = target[:, 0].to(torch.float64, copy=True)
+        q = None if draft is None else draft[:, 0].to(torch.float64, copy=True)
         node = tokens.new_full((batch,), -1)
         path = tokens.new_full((batch, depth), -1)
         return cls(
