@@ -1,0 +1,41 @@
+"""Speculative decoding: verify drafts so that the text follows the target's law exactly.
+
+`verify_chain` and `verify_tree` decide which draft tokens stay and draw one more; `acceptance_probability`
+and `residual` are their two formulas; `expected_tokens`, `token_distribution`, `walltime_improvement`,
+`operations_factor` and `best_gamma` say what is gained. `chain_law`, `tree_law` and `total_variation`
+compute what a verification emits, exactly.
+
+The chapter "Speculative decoding" derives each of them and compares it with this code.
+"""
+
+from pkg.algos.speculative_decoding.chain import verify_chain
+from pkg.algos.speculative_decoding.exact import chain_law, total_variation, tree_law
+from pkg.algos.speculative_decoding.gains import (
+    best_gamma,
+    expected_tokens,
+    operations_factor,
+    token_distribution,
+    walltime_improvement,
+)
+from pkg.algos.speculative_decoding.laws import acceptance_probability, residual
+from pkg.algos.speculative_decoding.result import VerifyResult
+from pkg.algos.speculative_decoding.tree import verify_tree
+
+#: Results: they carry numbers, and compute none.
+RESULTS = ("VerifyResult",)
+
+__all__ = [
+    "VerifyResult",
+    "acceptance_probability",
+    "best_gamma",
+    "chain_law",
+    "expected_tokens",
+    "operations_factor",
+    "residual",
+    "token_distribution",
+    "total_variation",
+    "tree_law",
+    "verify_chain",
+    "verify_tree",
+    "walltime_improvement",
+]
