@@ -126,7 +126,7 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     wanted = uniforms.double().unsqueeze(-1) * total
     found = torch.searchsorted(cumulative, wanted, right=True)
     # u · total may round up to the total: then it is the last token that has mass.
-    last = torch.searchsorted(cumulative, total)
+    last = torch.searchsorted(cumulative, total.contiguous())
     return torch.minimum(found, last).squeeze(-1)
 
 
