@@ -248,7 +248,7 @@ def test_a_tree_follows_the_rule(drawn):
             tokens[:, children] = torch.multinomial(
                 q[:, place + 1], len(children), generator=generator
             )
-    u = uniforms(batch, nodes + 1, seed=3) ** 2  # small ones, so that deep paths occur
+    u = uniforms(batch, nodes + 1, seed=3) ** (2 if drawn else 6)  # small: deep paths occur
     found = verify_tree(tokens, torch.tensor(parents), q if drawn else None, p, uniforms=u)
     each = torch.tensor(parents).expand(batch, -1)
     assert torch.equal(

@@ -3,7 +3,8 @@
 `verify_chain` and `verify_tree` decide which draft tokens stay and draw one more; `acceptance_probability`
 and `residual` are their two formulas; `expected_tokens`, `token_distribution`, `walltime_improvement`,
 `operations_factor` and `best_gamma` say what is gained. `chain_law`, `tree_law` and `total_variation`
-compute what a verification emits, exactly.
+compute what a verification emits, exactly. `verify_chain_logits`, `verify_tree_logits` and
+`sample_logits` start from logits and have kernels.
 
 The chapter "Speculative decoding" derives each of them and compares it with this code.
 """
@@ -18,6 +19,11 @@ from pkg.algos.speculative_decoding.gains import (
     walltime_improvement,
 )
 from pkg.algos.speculative_decoding.laws import acceptance_probability, residual
+from pkg.algos.speculative_decoding.logits import (
+    sample_logits,
+    verify_chain_logits,
+    verify_tree_logits,
+)
 from pkg.algos.speculative_decoding.result import VerifyResult
 from pkg.algos.speculative_decoding.tree import verify_tree
 
@@ -32,10 +38,13 @@ __all__ = [
     "expected_tokens",
     "operations_factor",
     "residual",
+    "sample_logits",
     "token_distribution",
     "total_variation",
     "tree_law",
     "verify_chain",
+    "verify_chain_logits",
     "verify_tree",
+    "verify_tree_logits",
     "walltime_improvement",
 ]

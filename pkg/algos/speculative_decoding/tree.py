@@ -74,7 +74,7 @@ def verify_tree(
     """
     _check_shapes(draft_tokens, draft_probs, target_probs)
     batch, nodes = draft_tokens.shape
-    parents, depth = _resolve_parents(parents, draft_tokens, validate=validate)
+    parents, depth = resolve_parents(parents, draft_tokens, validate=validate)
     uniforms = doors.resolve_uniforms(uniforms, generator, (batch, nodes + 1), target_probs.device)
     if validate:
         _check_laws(draft_tokens, parents, draft_probs, target_probs)
@@ -188,9 +188,7 @@ def _check_shapes(draft_tokens: Tensor, draft_probs: Tensor | None, target_probs
         doors.require_same_device("draft_probs", draft_probs, target_probs)
 
 
-def _resolve_parents(
-    parents: Tensor, draft_tokens: Tensor, *, validate: bool
-) -> tuple[Tensor, int]:
+def resolve_parents(parents: Tensor, draft_tokens: Tensor, *, validate: bool) -> tuple[Tensor, int]:
     """Return the parents, (batch, nodes), and the depth of the deepest node."""
     doors.require_integers("parents", parents)
     doors.require_same_device("parents", parents, draft_tokens)
