@@ -36,8 +36,8 @@ def chat(question: str, system: str = _SYSTEM) -> str:
 
     Examples
     --------
-    >>> chat("Hello")[-53:]
-    '<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n'
+    >>> chat("Hello").splitlines()[2:]
+    ['<|im_start|>user', 'Hello<|im_end|>', '<|im_start|>assistant']
     """
     turns = (("system", system), ("user", question))
     said = "".join(f"<|im_start|>{who}\n{words}<|im_end|>\n" for who, words in turns)

@@ -45,9 +45,7 @@ def row_lengths(lengths: Tensor | Sequence[int] | None, rows: Tensor) -> Tensor 
     if counts.shape != rows.shape[:1]:
         raise ValueError(f"lengths must have shape ({len(rows)},), got {tuple(counts.shape)}")
     if bool(((counts < 0) | (counts > rows.shape[1])).any()):
-        raise ValueError(
-            f"lengths must be between 0 and {rows.shape[1]}, got {counts.tolist()}"
-        )
+        raise ValueError(f"lengths must be between 0 and {rows.shape[1]}, got {counts.tolist()}")
     return counts.long()
 
 

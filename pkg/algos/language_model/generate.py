@@ -149,7 +149,9 @@ def _draw(law: Tensor, generators: list[torch.Generator | None], temperature: fl
     return sample(law, uniforms(generators, 1, law.device).squeeze(1))
 
 
-def uniforms(generators: Sequence[torch.Generator | None], count: int, device: torch.device) -> Tensor:
+def uniforms(
+    generators: Sequence[torch.Generator | None], count: int, device: torch.device
+) -> Tensor:
     """Draw `count` numbers in [0, 1) from each request's generator, (requests, count), float64."""
     rows = [
         torch.rand(count, dtype=torch.float64, generator=g, device="cpu" if g is None else g.device)

@@ -70,11 +70,22 @@ def sampling_distribution(
     probabilities = wide.softmax(-1)
     if top_p is None or top_p == 1:
         return probabilities
-    ordered = probabilities.sort(-1, descending=True).values
-    before = ordered.cumsum(-1, dtype=torch.float64) - ordered  # mass of those that come earlier
-    last = ordered.where(before < top_p, 2.0).amin(-1, keepdim=True)
-    kept = probabilities.masked_fill(probabilities < last, 0.0)
+    kept = probabilities.masked_fill(probabilities < _last_kept(probabilities, top_p), 0.0)
     return kept / kept.sum(-1, keepdim=True)
+
+
+def _last_kept(probabilities: Tensor, top_p: float) -> Tensor:
+    """Return the smallest probability of the set of mass top_p, (..., 1).
+
+    A few hundred tokens mostly hold it, and finding them is ten times as fast as sorting them all.
+    """
+    vocabulary = probabilities.shape[-1]
+    for few in sorted({min(256, vocabulary), vocabulary}):
+        ordered = probabilities.topk(few, -1).values
+        until = ordered.cumsum(-1, dtype=torch.float64)
+        if few == vocabulary or bool((until[..., -1] >= top_p).all()):
+            break
+    return ordered.where(until - ordered < top_p, 2.0).amin(-1, keepdim=True)
 
 
 def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -126,7 +137,7 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     wanted = uniforms.double().unsqueeze(-1) * total
     found = torch.searchsorted(cumulative, wanted, right=True)
     # u · total may round up to the total: then it is the last token that has mass.
-    last = torch.searchsorted(cumulative, total)
+    last = torch.searchsorted(cumulative, total.contiguous())
     return torch.minimum(found, last).squeeze(-1)
 
 
