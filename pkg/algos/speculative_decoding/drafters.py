@@ -87,9 +87,7 @@ class ModelDrafter:
             tokens[:, i] = new.cpu()
             if i + 1 < gamma:
                 hidden = self.model.hidden(new.unsqueeze(1), cache=cache)[:, -1]
-        self._read = [
-            torch.cat((text, row[:-1])) for text, row in zip(texts, tokens, strict=True)
-        ]
+        self._read = [torch.cat((text, row[:-1])) for text, row in zip(texts, tokens, strict=True)]
         return Draft(tokens, lengths, torch.stack(laws, 1) if laws else None)
 
     def _law(self, hidden: Tensor, options: Options) -> Tensor:
@@ -108,7 +106,9 @@ class ModelDrafter:
         even = len(set(counts.tolist())) == 1
         padded = pad_sequence(fresh, batch_first=True)
         if int(self._cache.lengths.max()) + padded.shape[1] > self._cache.capacity:
-            self._cache = None  # one text is read anew beside a long one: begin again, with more room
+            self._cache = (
+                None  # one text is read anew beside a long one: begin again, with more room
+            )
             return self._catch_up(texts, gamma)
         hidden = self.model.hidden(padded, cache=self._cache, lengths=None if even else counts)
         return hidden[torch.arange(len(texts)), (counts - 1).to(hidden.device)], self._cache
