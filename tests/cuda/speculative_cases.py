@@ -54,7 +54,7 @@ def tree(batch, parents, vocab, options, *, seed, dtype=torch.float32):
     """Siblings drawn without replacement: tokens, parents, q, p, uniforms."""
     nodes = len(parents)
     p = logits(batch, nodes + 1, vocab, seed=seed, dtype=dtype)
-    q = (p.float() + 0.6 * logits(batch, nodes + 1, vocab, seed=seed + 1)).to(dtype)
+    q = (p.float() + 0.2 * logits(batch, nodes + 1, vocab, seed=seed + 1)).to(dtype)
     law = sampling_distribution(q, **options)
     generator = torch.Generator().manual_seed(seed + 2)
     tokens = torch.zeros(batch, nodes, dtype=torch.int64)
@@ -65,7 +65,7 @@ def tree(batch, parents, vocab, options, *, seed, dtype=torch.float32):
             tokens[:, children] = torch.multinomial(weights, len(children), generator=generator)
     return (
         tokens,
-        torch.tensor(parents).expand(batch, -1),
+        torch.tensor(parents, dtype=torch.int64).expand(batch, -1),
         q,
         p,
         uniforms(batch, nodes + 1, seed=seed + 3) ** 2,

@@ -16,9 +16,9 @@ class Config:
 #: By kernel. "partial", "mass" and "pick" share a block: what the first two sum up, the last opens.
 CONFIGS: dict[str, Config] = {
     "partial": Config(block=4096, num_warps=8),
-    "settle": Config(block=1024, num_warps=8),
+    "settle": Config(block=1024, num_warps=16),
     "test": Config(block=0, num_warps=1),  # its block is the draft's length
     "mass": Config(block=4096, num_warps=8),
     "pick": Config(block=4096, num_warps=8),
-    "tree": Config(block=2048, num_warps=8),
+    "tree": Config(block=4096, num_warps=16),
 }
