@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, ncx2
 from scipy.stats import chi2 as chi2_law
+from scipy.stats import chisquare, ncx2
 
 from pkg.algos.language_model import generate
 from pkg.algos.speculative_decoding.drafters import EarlyExitDrafter, ModelDrafter

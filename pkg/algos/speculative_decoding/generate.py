@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -213,7 +214,7 @@ class _Loop:
         self.cache.rollback(starts + result.num_accepted.cpu() + 1)
         kept = self._keep(draft, result)
         clock.append(time.perf_counter())
-        for phase, (a, b) in zip(("draft", "model", "verify"), zip(clock, clock[1:], strict=False),
+        for phase, (a, b) in zip(("draft", "model", "verify"), itertools.pairwise(clock),
                                  strict=True):  # fmt: skip
             self.seconds[phase] += b - a
         return kept
