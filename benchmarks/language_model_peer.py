@@ -28,7 +28,9 @@ def transformers_llama(model: LanguageModel) -> Any:
     It turns entry i with entry i + d / 2 where ours turns neighbours, so the rows of q and k are put
     in its order.
     """
-    import transformers
+    from importlib import import_module
+
+    transformers: Any = import_module("transformers")  # its types do not know their own arguments
 
     shape = model.shape
     config = transformers.LlamaConfig(

@@ -126,13 +126,13 @@ def verifiers(batch: Batch) -> tuple[dict[str, Callable[[], Any]], dict[str, Cal
     def softmax_first() -> Tensor:
         return gpt_fast_way(batch.tokens, *batch.laws, numbers)
 
-    laws = {
+    laws: dict[str, Callable[[], Any]] = {
         "ours": partial(ours, validate=False),
         "ours, checked": ours,
         "block": partial(ours, validate=False, method="block"),
         "gpt-fast's loop": partial(gpt_fast_way, batch.tokens, q, p, numbers),
     }
-    logits = {
+    logits: dict[str, Callable[[], Any]] = {
         "ours": from_logits,
         "gpt-fast's loop": softmax_first,
         "transformers": partial(transformers_way, batch),
@@ -186,7 +186,7 @@ def decoding(name: str, threads: int, rounds: int) -> Case:
         )  # fmt: skip
         return found[0, len(prompt) :]
 
-    contenders = {
+    contenders: dict[str, Callable[[], Any]] = {
         "ours": speculative,
         "ours, plain": plain,
         "transformers": theirs,

@@ -93,7 +93,7 @@ class RetrievalDrafter:
     --------
     >>> drafter = RetrievalDrafter(torch.tensor([1, 2, 3, 4, 0, 1, 2, 3, 5, 0, 1, 2, 3, 5]))
     >>> drafter.propose([torch.tensor([9, 1, 2])], 3, Options(), torch.empty(1, 3)).tokens
-    tensor([[ 3,  5, -1]])
+    tensor([[3, 5, 0]])
     """
 
     def __init__(self, store: Tensor, max_ngram: int = 6, min_ngram: int = 2) -> None:
