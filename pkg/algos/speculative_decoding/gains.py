@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-
 Chance = TypeVar("Chance", float, Tensor)
 
 
