@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from pkg.algos.language_model.cache import KeyValueCache
 from pkg.algos.language_model.model import LanguageModel
 from pkg.algos.language_model.sampling import check_options, sample, sampling_distribution
 
@@ -160,7 +161,7 @@ def uniforms(
     return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, count)
 
 
-def read_prompts(model: LanguageModel, requests: list[Tensor], cache) -> Tensor:  # type: ignore[no-untyped-def]
+def read_prompts(model: LanguageModel, requests: list[Tensor], cache: KeyValueCache) -> Tensor:
     """Read the prompts into the cache; return the hidden state of each one's last token."""
     lengths = torch.tensor([len(row) for row in requests])
     padded = pad_sequence(requests, batch_first=True)  # (batch, longest)
