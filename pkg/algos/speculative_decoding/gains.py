@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Chance = TypeVar("Chance", float, Tensor)
 
-@overload
-def expected_tokens(alpha: float, gamma: int) -> float: ...
-@overload
-def expected_tokens(alpha: Tensor, gamma: int) -> Tensor: ...
-def expected_tokens(alpha: float | Tensor, gamma: int) -> float | Tensor:
+
+def expected_tokens(alpha: Chance, gamma: int) -> Chance:
     """Expected number of tokens of a step, if each draft token is accepted with chance alpha.
 
     Parameters
