@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from pkg.algos.language_model.cache import KeyValueCache
 from pkg.algos.language_model.model import LanguageModel
@@ -114,7 +114,7 @@ def generate(
     ends = stop_tokens(model, stop)
     written: list[list[int]] = [[] for _ in requests]
     active = list(range(len(requests))) if max_tokens else []
-    bar = tqdm(total=max_tokens * len(active), unit="token", disable=not progress)
+    bar = progress_bar(max_tokens * len(active), progress)
     begun = time.perf_counter()
     cache = model.new_cache(len(active), max(map(len, requests), default=1) + max(1, max_tokens))
     last = read_prompts(model, requests, cache) if active else None
@@ -148,6 +148,20 @@ def _draw(law: Tensor, generators: list[torch.Generator | None], temperature: fl
     if temperature == 0:
         return law.argmax(-1)
     return sample(law, uniforms(generators, 1, law.device).squeeze(1))
+
+
+class _NoBar:
+    def update(self, tokens: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def progress_bar(total: int, shown: bool) -> Any:
+    """Return a bar for so many tokens, or something that shows nothing."""
+    if not shown:
+        return _NoBar()
+    from tqdm import tqdm  # here alone: a machine with nothing but PyTorch can decode too
+
+    return tqdm(total=total, unit="token")
 
 
 def uniforms(
