@@ -18,7 +18,6 @@ from pkg.algos.speculative_decoding import (
     verify_chain,
     verify_chain_logits,
 )
-from pkg.data.smollm2 import chat, smollm2
 
 #: Batch, draft tokens, vocabulary: SmolLM2's, alone and in a batch, and Llama 3's.
 SHAPES = ((1, 4, 49152), (8, 4, 49152), (8, 8, 49152), (32, 4, 49152), (8, 4, 128256))
@@ -165,6 +164,7 @@ def verification(
 def decoding(name: str, threads: int, rounds: int) -> Case:
     """Measure greedy decoding of one text in bfloat16: tokens per second are in the notes."""
     from benchmarks.language_model_peer import transformers_llama
+    from pkg.data.smollm2 import chat, smollm2
 
     model = smollm2().to(torch.bfloat16)
     peer = transformers_llama(model)
@@ -209,12 +209,12 @@ def run(device: str, threads: tuple[int, ...], rounds: int) -> Iterator[Case]:
     """Measure verification on every shape, and on a CPU decoding."""
     plans: list[tuple[str, Callable[[], Case]]] = []
     for count in threads:
-        if device == "cpu":
-            plans += [(name, partial(decoding, name, count, rounds)) for name in TEXTS]
         for shape in SHAPES:
             plans += [
                 (f"verify {shape} from {source}",
                  partial(verification, shape, source, device, count, rounds))
                 for source in ("probabilities", "logits")
             ]  # fmt: skip
+        if device == "cpu":
+            plans += [(name, partial(decoding, name, count, rounds)) for name in TEXTS]
     yield from each(plans)

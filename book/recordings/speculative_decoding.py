@@ -2,7 +2,7 @@
 
     python -m book.recordings.speculative_decoding
 
-Runs on the CPU in bfloat16, in some five minutes on two quiet cores, and writes
+Runs on the CPU in bfloat16, in some five minutes on two quiet cores (`--tokens` makes it shorter), and writes
 `speculative_decoding.json`. The student must have been trained before
 (`python -m book.recordings.speculative_decoding_drafter`). Plain decoding and the drafters take turns,
 and of each the fastest of its turns counts, so that a slow minute of the machine hits all of them.
@@ -85,31 +85,35 @@ def make_drafters(model: LanguageModel) -> dict[str, Any]:
 
 
 def speculate(
-    model: LanguageModel, prompt: Tensor, drafter: Any, gamma: int, temperature: float
+    model: LanguageModel, prompt: Tensor, drafter: Any, gamma: int, temperature: float, tokens: int
 ) -> Speculation:
-    """Write `TOKENS` tokens by speculation."""
+    """Write so many tokens by speculation."""
     return speculative_generate(
-        model, prompt, drafter, gamma=gamma, temperature=temperature, max_tokens=TOKENS, stop=(),
+        model, prompt, drafter, gamma=gamma, temperature=temperature, max_tokens=tokens, stop=(),
         generator=torch.Generator().manual_seed(SEED),
     )  # fmt: skip
 
 
-def write(model: LanguageModel, prompt: Tensor, temperature: float) -> Generation:
-    """Write `TOKENS` tokens one by one."""
-    return generate(model, prompt, max_tokens=TOKENS, temperature=temperature, stop=(),
+def write(model: LanguageModel, prompt: Tensor, temperature: float, tokens: int) -> Generation:
+    """Write so many tokens one by one."""
+    return generate(model, prompt, max_tokens=tokens, temperature=temperature, stop=(),
                     generator=torch.Generator().manual_seed(SEED))  # fmt: skip
 
 
 def turns(
-    model: LanguageModel, prompt: Tensor, tasks: dict[str, tuple[Any, int]], temperature: float
-) -> tuple[Generation, dict[str, Speculation]]:
-    """Let plain decoding and each (drafter, gamma) write in turn; return the fastest run of each."""
+    model: LanguageModel, prompt: Tensor, tasks: dict[str, tuple[Any, int]], temperature: float,
+    tokens: int,
+) -> tuple[Generation, dict[str, Speculation]]:  # fmt: skip
+    """Let plain decoding and each (drafter, gamma) write in turn; return the fastest run of each.
+
+    At temperature 1 each has one turn: what counts there is how much is accepted.
+    """
     plain: list[Generation] = []
     runs: dict[str, list[Speculation]] = {name: [] for name in tasks}
-    for _ in range(TURNS):
-        plain.append(write(model, prompt, temperature))
+    for _ in range(TURNS if temperature == 0 else 1):
+        plain.append(write(model, prompt, temperature, tokens))
         for name, (drafter, gamma) in tasks.items():
-            runs[name].append(speculate(model, prompt, drafter, gamma, temperature))
+            runs[name].append(speculate(model, prompt, drafter, gamma, temperature, tokens))
     best = {name: max(found, key=lambda r: r.tokens_per_second) for name, found in runs.items()}
     return max(plain, key=lambda run: run.tokens_per_second), best
 
@@ -141,7 +145,9 @@ def compare(model: LanguageModel, prompt: Tensor, found: Tensor, plain: Tensor) 
     return {"same_as_plain": place, "gap": round(gap, 4)}
 
 
-def measure_runs(model: LanguageModel, drafters: dict[str, Any]) -> list[dict[str, Any]]:
+def measure_runs(
+    model: LanguageModel, drafters: dict[str, Any], tokens: int
+) -> list[dict[str, Any]]:
     """Measure every kind of text with every drafter, greedily and at temperature 1."""
     rows = []
     for kind, question in PROMPTS.items():
@@ -149,7 +155,7 @@ def measure_runs(model: LanguageModel, drafters: dict[str, Any]) -> list[dict[st
         for temperature in (0.0, 1.0):
             chosen = [n for n in drafters if n != "self" or kind == "chat"]
             tasks = {name: (drafters[name], GAMMA) for name in chosen}
-            plain, runs = turns(model, prompt, tasks, temperature)
+            plain, runs = turns(model, prompt, tasks, temperature, tokens)
             for name, found in runs.items():
                 told = {"kind": kind, "drafter": name, "temperature": temperature, "gamma": GAMMA}
                 told |= row(found, plain)
@@ -161,12 +167,14 @@ def measure_runs(model: LanguageModel, drafters: dict[str, Any]) -> list[dict[st
     return rows
 
 
-def measure_sweep(model: LanguageModel, drafters: dict[str, Any]) -> list[dict[str, Any]]:
+def measure_sweep(
+    model: LanguageModel, drafters: dict[str, Any], tokens: int
+) -> list[dict[str, Any]]:
     """Measure two drafters with every gamma: one where speculation gains, one where it hardly does."""
     rows = []
     for kind, name in (("repetition", "prompt_lookup"), ("chat", "distilled")):
         tasks = {str(gamma): (drafters[name], gamma) for gamma in GAMMAS}
-        plain, runs = turns(model, model.encode(chat(PROMPTS[kind])), tasks, 0.0)
+        plain, runs = turns(model, model.encode(chat(PROMPTS[kind])), tasks, 0.0, tokens)
         for gamma in GAMMAS:
             found = runs[str(gamma)]
             rows.append({"kind": kind, "drafter": name, "gamma": gamma, "rate": round(found.rate, 4)}
@@ -240,21 +248,25 @@ def main() -> None:
     """Measure everything and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    threads = parser.parse_args().threads
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    options = parser.parse_args()
+    threads, tokens = options.threads, options.tokens
     torch.set_num_threads(threads)
     begun, code = time.time(), fingerprint(CODE)
     model = smollm2().to(torch.bfloat16)
     drafters = make_drafters(model)
     cost = measure_cost(model, drafters)
     print(cost, flush=True)
-    runs = measure_runs(model, drafters)
-    sweep = measure_sweep(model, drafters)
+    runs = measure_runs(model, drafters, tokens)
+    sweep = measure_sweep(model, drafters, tokens)
     record = {
-        "command": "python -m book.recordings.speculative_decoding",
+        "command": "python -m book.recordings.speculative_decoding "
+        f"--threads {threads} --tokens {tokens}",
         "commit": commit(),
         "code": code,
         "machine": f"{platform.machine()}, {threads} threads",
         "threads": threads,
+        "tokens": tokens,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
         "minutes": round((time.time() - begun) / 60, 1),

@@ -172,6 +172,31 @@ def test_attention_of_the_book_gives_the_same():
         close(ours, model(tokens).logits)
 
 
+def test_by_the_chapters_own_attention_as_by_the_fused_one(monkeypatch):
+    """The way of the GPU, run on the CPU: flash_attention, flash_decode, and masks of trees."""
+    model, parents = short_model(), torch.tensor([-1, 0, 0, 1])
+    tree = AncestorMask.from_parents(parents)
+
+    def read(lengths):
+        cache = model.new_cache(len(lengths), 100)
+        rows = torch.stack([TOKENS[40 * i : 40 * i + 9] for i in range(len(lengths))])
+        found = [model(rows, cache=cache, lengths=lengths).logits[:, : min(lengths)]]
+        found.append(model(rows[:, :1], cache=cache).logits)
+        found.append(model(rows[:, :3], cache=cache).logits)
+        found.append(model(rows[:, :4], cache=cache, mask=tree).logits)
+        cache.rollback(cache.lengths - 4)
+        found.append(model(TOKENS[:70].expand(len(lengths), -1), cache=cache).logits)
+        return found
+
+    for lengths in ([5, 9], [9, 9]):
+        fused = read(lengths)
+        with monkeypatch.context() as patch:
+            patch.setattr("pkg.algos.language_model.attention.has_fused", lambda device: False)
+            ours = read(lengths)
+        for a, b in zip(fused, ours, strict=True):
+            close(a, b)
+
+
 # ------------------------------------------------------------------ rotation
 
 

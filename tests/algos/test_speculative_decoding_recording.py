@@ -43,7 +43,7 @@ def test_every_kind_of_text_and_every_drafter_is_recorded():
 def test_the_counts_add_up():
     """Each step gives one token more than it accepts, and tests what follows an accepted one."""
     for r in RECORD["runs"] + RECORD["sweep"]:
-        assert r["tokens"] == recording.TOKENS == sum(r["accepted"]) + r["steps"]
+        assert r["tokens"] == RECORD["tokens"] == sum(r["accepted"]) + r["steps"]
         assert all(a <= t for a, t in zip(r["accepted"], r["tested"], strict=True))
         assert all(t <= a for t, a in zip(r["tested"][1:], r["accepted"], strict=False))
         assert r["speedup"] == pytest.approx(
@@ -65,7 +65,7 @@ def test_a_recorded_run_can_be_repeated():
                   and r["drafter"] == "prompt_lookup" and r["temperature"] == 0)  # fmt: skip
     found = speculative_generate(
         bf16_model(), chat(recording.PROMPTS["repetition"]), PromptLookupDrafter(),
-        gamma=recording.GAMMA, temperature=0.0, max_tokens=40, stop=(),
+        gamma=recording.GAMMA, temperature=0.0, max_tokens=RECORD["tokens"], stop=(),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert found.tokens_per_step > 0.5 * wanted["tokens_per_step"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from pkg.algos.language_model.cache import KeyValueCache
 from pkg.algos.language_model.model import LanguageModel
 from pkg.algos.language_model.sampling import check_options, sample, sampling_distribution
 
@@ -113,7 +114,7 @@ def generate(
     ends = stop_tokens(model, stop)
     written: list[list[int]] = [[] for _ in requests]
     active = list(range(len(requests))) if max_tokens else []
-    bar = tqdm(total=max_tokens * len(active), unit="token", disable=not progress)
+    bar = progress_bar(max_tokens * len(active), progress)
     begun = time.perf_counter()
     cache = model.new_cache(len(active), max(map(len, requests), default=1) + max(1, max_tokens))
     last = read_prompts(model, requests, cache) if active else None
@@ -149,6 +150,20 @@ def _draw(law: Tensor, generators: list[torch.Generator | None], temperature: fl
     return sample(law, uniforms(generators, 1, law.device).squeeze(1))
 
 
+class _NoBar:
+    def update(self, tokens: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def progress_bar(total: int, shown: bool) -> Any:
+    """Return a bar for so many tokens, or something that shows nothing."""
+    if not shown:
+        return _NoBar()
+    from tqdm import tqdm  # here alone: a machine with nothing but PyTorch can decode too
+
+    return tqdm(total=total, unit="token")
+
+
 def uniforms(
     generators: Sequence[torch.Generator | None], count: int, device: torch.device
 ) -> Tensor:
@@ -160,7 +175,7 @@ def uniforms(
     return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, count)
 
 
-def read_prompts(model: LanguageModel, requests: list[Tensor], cache) -> Tensor:  # type: ignore[no-untyped-def]
+def read_prompts(model: LanguageModel, requests: list[Tensor], cache: KeyValueCache) -> Tensor:
     """Read the prompts into the cache; return the hidden state of each one's last token."""
     lengths = torch.tensor([len(row) for row in requests])
     padded = pad_sequence(requests, batch_first=True)  # (batch, longest)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from pkg.algos.language_model import KeyValueCache, LanguageModel
 from pkg.algos.language_model.generate import (
@@ -18,6 +17,7 @@ from pkg.algos.language_model.generate import (
     OnToken,
     Prompts,
     check_room,
+    progress_bar,
     request_generators,
     request_ids,
     stop_tokens,
@@ -160,10 +160,11 @@ def speculative_generate(
     loop = _Loop(model, drafter, texts, options, gamma, max_tokens, method)
     loop.generators = request_generators(generator, len(texts))
     loop.ends, loop.on_token = stop_tokens(model, stop), on_token
-    with tqdm(total=max_tokens * len(texts), unit="token", disable=not progress) as bar:
-        loop.read()
-        while loop.active:
-            bar.update(loop.step())
+    bar = progress_bar(max_tokens * len(texts), progress)
+    loop.read()
+    while loop.active:
+        bar.update(loop.step())
+    bar.close()
     return loop.found()
 
 
