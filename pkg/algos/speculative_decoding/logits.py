@@ -248,17 +248,28 @@ def _check_device_type(name: str, logits: Tensor) -> None:
 # ------------------------------------------------------------------ the operators
 
 
+def _law(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Return what `sampling_distribution` does, in one pass where there is nothing but a softmax."""
+    if temperature != 1 or top_k is not None or top_p not in (None, 1):
+        return sampling_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    law = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32).softmax(-1)
+    # NaN, +inf, or nothing but -inf anywhere in a row makes all of it NaN.
+    if bool(law[..., 0].isnan().any()):
+        raise ValueError("logits must not hold NaN or +inf, and every row needs a finite entry")
+    return law
+
+
 def _chain(
     draft_tokens: Tensor, draft_logits: Tensor | None, target_logits: Tensor, uniforms: Tensor,
     lengths: Tensor, temperature: float, top_k: int | None, top_p: float | None, whole: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    # Rows past the end of a draft may hold anything.
     unused = torch.arange(target_logits.shape[1], device=lengths.device) > lengths[:, None]
-    q, p = draft_logits, target_logits.masked_fill(unused[..., None], 0.0)
-    if q is not None:
-        q = q.masked_fill(unused[:, 1:, None], 0.0)
-        q = sampling_distribution(q, temperature=temperature, top_k=top_k, top_p=top_p)
-    p = sampling_distribution(p, temperature=temperature, top_k=top_k, top_p=top_p)
+    q, p = draft_logits, target_logits
+    if bool(unused.any()):  # rows past the end of a draft may hold anything
+        p = p.masked_fill(unused[..., None], 0.0)
+        q = None if q is None else q.masked_fill(unused[:, 1:, None], 0.0)
+    q = None if q is None else _law(q, temperature, top_k, top_p)
+    p = _law(p, temperature, top_k, top_p)
     found = verify_chain(
         draft_tokens, q, p, uniforms=uniforms, lengths=lengths,
         method="block" if whole else "token", validate=False,
@@ -279,10 +290,8 @@ def _tree(
     draft_tokens: Tensor, parents: Tensor, draft_logits: Tensor | None, target_logits: Tensor,
     uniforms: Tensor, depth: int, temperature: float, top_k: int | None, top_p: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    q = draft_logits
-    if q is not None:
-        q = sampling_distribution(q, temperature=temperature, top_k=top_k, top_p=top_p)
-    p = sampling_distribution(target_logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    q = None if draft_logits is None else _law(draft_logits, temperature, top_k, top_p)
+    p = _law(target_logits, temperature, top_k, top_p)
     found = verify_tree(draft_tokens, parents, q, p, uniforms=uniforms, validate=False)
     assert found.path is not None
     more = (0, depth - found.path.shape[-1])
@@ -306,8 +315,7 @@ def _tree_fake(
 def _sample(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    law = sampling_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    return draw(law, uniforms)
+    return draw(_law(logits, temperature, top_k, top_p), uniforms)
 
 
 def _sample_fake(
