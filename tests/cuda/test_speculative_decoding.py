@@ -1,0 +1,167 @@
+"""The kernels of verification give the tokens of the reference, from the same uniforms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.interpreter
+pytest.importorskip("triton")
+from pkg.algos.language_model import sampling_distribution  # noqa: E402
+from pkg.algos.speculative_decoding import verify_chain, verify_tree  # noqa: E402
+from pkg.algos.speculative_decoding.draws import draw  # noqa: E402
+from tests.cuda.speculative_cases import OPTIONS, chain, launchers, logits, tree, uniforms  # noqa: E402
+
+FILTERED = ("top_k", "top_p", "all")
+FULL = {"temperature": 1.0, "top_k": None, "top_p": None}
+
+
+def reference_chain(tokens, q, p, u, lengths, options, whole, *, drawn=True):
+    laws = sampling_distribution(p, **options)
+    drafts = sampling_distribution(q, **options) if drawn else None
+    method = "block" if whole else "token"
+    return verify_chain(
+        tokens, drafts, laws, uniforms=u, lengths=lengths, method=method, validate=False
+    )
+
+
+def check_chain(case, options, *, whole, drawn=True):
+    tokens, q, p, u, lengths = case
+    expected = reference_chain(*case, options, whole, drawn=drawn)
+    full = {**FULL, **options}
+    found, accepted = launchers().verify_chain_logits(
+        tokens, q if drawn else None, p, u, lengths, *full.values(), whole
+    )
+    assert torch.equal(accepted, expected.num_accepted)
+    assert torch.equal(found, expected.tokens)
+    return accepted
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_chain_from_logits(name, whole):
+    """Two blocks of the vocabulary, the second of them with a ragged end; drafts of several lengths.
+
+    The search for a filter's border takes the interpreter half a second a row, so those are small.
+    """
+    options = OPTIONS[name]
+    batch, gamma, vocab = (2, 1, 300) if name in FILTERED else (4, 2, 4096 + 77)
+    accepted = check_chain(chain(batch, gamma, vocab, options, seed=3), options, whole=whole)
+    assert name in FILTERED or 0 < int(accepted.sum()) < 8
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits(dtype, whole):
+    options = {"temperature": 0.7}
+    check_chain(chain(4, 2, 300, options, seed=9, dtype=dtype), options, whole=whole)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
+@pytest.mark.parametrize("gamma", [0, 1, 5])
+def test_every_length_of_draft_and_drafts_that_were_not_drawn(gamma, whole):
+    for vocab in (1, 40):
+        case = chain(2, gamma, vocab, {}, seed=gamma + vocab)
+        check_chain(case, {}, whole=whole)
+        check_chain(case, {}, whole=whole, drawn=False)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
+def test_edges_of_a_chain(whole):
+    """Equal laws, forbidden tokens, uniforms of 0 and just below 1, rows past the end that hold NaN."""
+    p = logits(4, 3, 50, seed=1)
+    p[:, :, 7] = -torch.inf
+    tokens = torch.tensor([[1, 2], [7, 3], [4, 7], [5, 6]])
+    top = torch.full((4, 3), 1 - 2.0**-53, dtype=torch.float64)
+    lengths = torch.tensor([2, 2, 2, 1])
+    case = tokens, p[:, :2].clone(), p, top, lengths
+    accepted = check_chain(case, {}, whole=whole)
+    assert accepted.tolist()[0] == 2
+    check_chain(
+        (tokens, logits(4, 2, 50, seed=2), p, torch.zeros_like(top), lengths), {}, whole=whole
+    )
+    p[3, 2], case[1][3, 1] = torch.nan, torch.nan
+    found, _ = launchers().verify_chain_logits(*case[:2], p, top, lengths, *FULL.values(), whole)
+    assert found[3, 2] == -1
+    assert 0 <= found[3, 1] < 50
+
+
+def test_filters_keep_ties_and_tiny_temperatures_do_not_overflow():
+    """Small integers: many ties at every border; the reference keeps them all, and so must this."""
+    rows = torch.randint(0, 4, (2, 200), generator=torch.Generator().manual_seed(0)).float()
+    u = uniforms(2, seed=1)
+    for options in (
+        {"top_k": 1}, {"top_k": 30}, {"top_k": 199}, {"top_k": 400}, {"top_p": 0.05},
+        {"top_p": 0.9}, {"top_k": 60, "top_p": 0.5}, {"temperature": 1e-6}, {"temperature": 0.0},
+    ):  # fmt: skip
+        full = {**FULL, **options}
+        expected = draw(sampling_distribution(rows, **options), u)
+        assert torch.equal(launchers().sample_logits(rows, u, *full.values()), expected)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sampling_from_logits(name):
+    rows = logits(2, 1200 if name in FILTERED else 4096 + 500, seed=5)
+    u = uniforms(2, seed=6)
+    rows[:, ::3] = -torch.inf
+    full = {**FULL, **OPTIONS[name]}
+    found = launchers().sample_logits(rows, u, *full.values())
+    assert torch.equal(found, draw(sampling_distribution(rows, **OPTIONS[name]), u))
+
+
+PARENTS = [-1, -1, -1, 0, 0, 1, 3, 5]
+
+
+def check_tree(case, options, *, drawn=True):
+    tokens, parents, q, p, u = case
+    laws = sampling_distribution(p, **options)
+    drafts = sampling_distribution(q, **options) if drawn else None
+    expected = verify_tree(tokens, parents, drafts, laws, uniforms=u, validate=False)
+    full = {**FULL, **options}
+    depth = expected.path.shape[1]
+    found, accepted, path = launchers().verify_tree_logits(
+        tokens, parents, q if drawn else None, p, u, depth, *full.values()
+    )
+    assert torch.equal(accepted, expected.num_accepted)
+    assert torch.equal(found, expected.tokens)
+    assert torch.equal(path, expected.path)
+    return accepted
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_tree_from_logits(name):
+    if name in FILTERED:
+        check_tree(tree(1, [-1, -1, 0], 300, OPTIONS[name], seed=11), OPTIONS[name])
+        return
+    accepted = check_tree(tree(3, PARENTS, 4096 + 55, OPTIONS[name], seed=11), OPTIONS[name])
+    assert int(accepted.max()) >= 1
+
+
+@pytest.mark.parametrize("parents", [[], [-1], [-1, 0, 1], [-1, -1, -1, -1]])
+def test_other_trees_and_children_that_were_not_drawn(parents):
+    for vocab in (4, 60)[: 1 + (len(parents) < 4)]:
+        case = tree(2, parents, vocab, {}, seed=vocab)
+        check_tree(case, {})
+        check_tree(case, {}, drawn=False)
+
+
+def test_a_refusal_without_residual_in_a_tree():
+    """One child, p = q but for the draft's own token, at the largest uniform."""
+    p = torch.zeros(1, 2, 5)
+    tokens, parents = torch.tensor([[2]]), torch.tensor([[-1]])
+    u = torch.full((1, 2), 1 - 2.0**-53, dtype=torch.float64)
+    check_tree((tokens, parents, p.clone(), p, u), {})
+
+
+def test_an_empty_batch():
+    none = torch.zeros(0, 2, dtype=torch.int64)
+    arguments = (
+        none,
+        None,
+        torch.zeros(0, 3, 5),
+        torch.zeros(0, 3),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    found, accepted = launchers().verify_chain_logits(*arguments, *FULL.values(), False)
+    assert found.shape == (0, 3)
+    assert accepted.shape == (0,)
