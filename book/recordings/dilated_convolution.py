@@ -2,7 +2,7 @@
 
     python -m book.recordings.dilated_convolution
 
-Trains on the CPU, in some six minutes on one core, and writes `dilated_convolution.json` (scores,
+Trains on the CPU, in some six minutes on one quiet core, and writes `dilated_convolution.json` (scores,
 and what made them) and `dilated_convolution.npz` (the weights of the two mask networks). The tests
 compare the recorded fingerprint with the code as it is now.
 """
@@ -44,13 +44,15 @@ MASK_RATES = ((2, 2, 2), (1, 2, 3), (3, 2, 1), (1, 1, 4))
 MASK_CHANNELS, MASK_STEPS, MASK_SEEDS, CROP = 12, 150, (0, 1, 2), 64
 NOISE = 0.35  # this share of the pixels has the wrong label
 
-#: Eight layers each, so the same number of weights; then one to eight layers, doubling.
+#: One to eight layers, doubling; then eight layers, so the same number of weights, that see less.
 TEXT_RATES = (
-    (1,) * 8, (1, 2) * 4, (1, 2, 4, 8) * 2, (1, 2, 4, 8, 16, 32, 1, 2),
     *(tuple(2**i for i in range(depth)) for depth in (8, 6, 4, 3, 2, 1)),
+    (1, 2, 4, 8) * 2, (1,) * 8,
 )  # fmt: skip
-TEXT_STEPS, WINDOW, BATCH = 600, 256, 8
-PLAYS = ("hamlet", "lear", "macbeth", "othello")
+TEXT_STEPS, WINDOW, BATCH = 1200, 256, 8
+PLAYS = ("hamlet", "lear", "macbeth", "othello", "tempest")
+TEXT_SEEDS = (0,)
+LEARNT = 0.9  # the first part of each play; the rest is for the score
 
 
 def fingerprint() -> str:
@@ -132,14 +134,22 @@ def as_input(text: Tensor) -> Tensor:
     return one_hot(text, 128).mT.float() * 128**0.5
 
 
+def split_plays() -> tuple[Tensor, list[Tensor]]:
+    """Return the first part of all plays, one after the other, and the rest of each."""
+    plays = [as_bytes(play(name)) for name in PLAYS]
+    cuts = [int(LEARNT * len(text)) for text in plays]
+    pairs = list(zip(plays, cuts, strict=True))
+    return torch.cat([text[:cut] for text, cut in pairs]), [text[cut:] for text, cut in pairs]
+
+
 def train_text(rates: tuple[int, ...], seed: int) -> tuple[CausalDilatedStack, float]:
-    """Train on four plays; return the stack and its bits per byte on the fifth."""
+    """Train on the first part of each play; return the stack and its bits per byte on the rest."""
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
-    text = torch.cat([as_bytes(play(name)) for name in PLAYS])
+    text, rest = split_plays()
     stack = CausalDilatedStack(128, 128, channels=32, rates=rates)
     optimiser = torch.optim.Adam(stack.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, TEXT_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, TEXT_STEPS)
     for _ in range(TEXT_STEPS):
         starts = torch.randint(len(text) - WINDOW - 1, (BATCH,), generator=draw)
         windows = torch.stack([text[a : a + WINDOW + 1] for a in starts.tolist()])
@@ -149,14 +159,17 @@ def train_text(rates: tuple[int, ...], seed: int) -> tuple[CausalDilatedStack, f
         loss.backward()
         optimiser.step()
         schedule.step()
-    return stack, score_text(stack, as_bytes(play("tempest")))
+    return stack, score_text(stack, rest)
 
 
-def score_text(stack: CausalDilatedStack, text: Tensor) -> float:
-    """Return the bits per byte of a text: of each byte but the first, given all before it."""
+def score_text(stack: CausalDilatedStack, texts: list[Tensor]) -> float:
+    """Return the bits per byte of texts: of each byte but the first, given all before it."""
+    bits = 0.0
     with torch.no_grad():
-        scores = stack(as_input(text[None, :-1]))
-        return float(cross_entropy(scores, text[None, 1:])) / float(np.log(2))
+        for text in texts:
+            scores = stack(as_input(text[None, :-1]))
+            bits += float(cross_entropy(scores, text[None, 1:], reduction="sum")) / float(np.log(2))
+    return bits / sum(len(text) - 1 for text in texts)
 
 
 # ---------------------------------------------------------------- record
@@ -183,7 +196,7 @@ def main() -> None:
     texts: list[dict[str, Any]] = []
     for rates in TEXT_RATES:
         scores = []
-        for seed in (0, 1) if len(rates) == 8 else (0,):
+        for seed in TEXT_SEEDS:
             stack, score = train_text(rates, seed)
             scores.append(round(score, 4))
         count = sum(p.numel() for p in stack.parameters())

@@ -4,7 +4,8 @@
     samples = voc_masks()
 
 `python -m pkg.data list` shows what there is, `python -m pkg.data fetch NAME` brings it. Files lie in
-the user's cache folder, or in the one that `CHECKED_DATA_DIR` names. No pickle is ever executed.
+the user's cache folder, or in the one that `CHECKED_DATA_DIR` names. No pickle is ever executed: the
+one that MNIST travels in is read by an unpickler that knows NumPy's arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkg.data.cache import DataError, cache_folder, fetch, read
+from pkg.data.digits import LabelledImages, digits, mnist
 from pkg.data.sources import SOURCES
 
 __all__ = [
     "DataError",
+    "LabelledImages",
     "LabelledPhotograph",
     "StereoPair",
     "cache_folder",
+    "digits",
     "fetch",
+    "mnist",
     "photograph",
     "play",
     "stereo_pair",

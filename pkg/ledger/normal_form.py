@@ -34,7 +34,7 @@ def normal_form(expression: Any) -> Any:
         return _multiply_out(result)
     if isinstance(expression, MaxOver | MinOver):
         return _extremum(expression)
-    if not expression.args or isinstance(expression, sp.Indexed):
+    if not expression.args or isinstance(expression, sp.Indexed | sp.MatrixExpr):
         return expression
     parts = [normal_form(part) for part in expression.args]
     if parts != list(expression.args):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pkg.algos.dilated_convolution import (
-    depthwise,
     dilated_conv1d,
     dilated_conv2d,
     gathered_conv1d,
@@ -192,40 +191,6 @@ def test_nan_reaches_only_the_outputs_whose_taps_see_it():
         assert sorted(map(tuple, seen.nonzero().tolist())) == [
             (i, j) for i in (1, 4, 7) for j in (1, 4, 7)
         ]
-
-
-# ---------------------------------------------------------------- depthwise on the CPU
-
-
-@pytest.mark.parametrize("size", [(7, 9), (40, 33)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_blocks_equal_pytorch(monkeypatch, size, stride):
-    """So small a buffer that every call needs several blocks, and the last one is not full."""
-    monkeypatch.setattr(depthwise, "BUFFER", 16)
-    x, weight, bias = drawn(3, 17, *size), drawn(17, 1, 3, 3, seed=1), drawn(17, seed=2)
-    keywords = {"padding": 12, "dilation": 9, "stride": stride, "groups": 17}
-    expected = F.conv2d(x, weight, bias, **keywords)
-    got = dilated_conv2d(x, weight, bias, **keywords)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("padding", "dilation"), [(2, 2), (12, 12), (3, 2), (20, 2)])
-def test_depthwise_gradients_are_as_good_as_pytorch(dtype, padding, dilation):
-    x, weight = drawn(2, 32, 14, 13, dtype=dtype), drawn(32, 1, 3, 3, seed=1, dtype=dtype)
-    keywords = {"padding": padding, "dilation": dilation, "groups": 32}
-
-    def gradients(convolve, kind):
-        leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
-        output = convolve(*leaves, **keywords)
-        upstream = drawn(*output.shape, seed=5, dtype=dtype).to(kind)
-        return [g.double() for g in torch.autograd.grad(output, leaves, upstream)]
-
-    exact = gradients(F.conv2d, torch.float64)
-    theirs, ours = gradients(F.conv2d, dtype), gradients(dilated_conv2d, dtype)
-    for want, plain, got in zip(exact, theirs, ours, strict=True):
-        bound = 2 * (plain - want).abs().max() + torch.finfo(dtype).eps * want.abs().max()
-        assert (got - want).abs().max() <= bound
 
 
 # ---------------------------------------------------------------- gradients

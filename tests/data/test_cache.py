@@ -164,7 +164,7 @@ def test_progress_lines_drive_the_bar_and_are_not_repeated(monkeypatch):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="pictures, plays, smollm2, voc_masks"):
+    with pytest.raises(ValueError, match="mnist, pictures, plays, smollm2, voc_masks"):
         module.fetch("nothing")
     with pytest.raises(ValueError, match="astronaut, camera"):
         data.photograph("motorcycle_left")

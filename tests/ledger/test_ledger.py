@@ -377,3 +377,10 @@ def test_a_bound_of_its_own_is_kept_and_said(ledger, matrices):
     with pytest.raises(ValueError, match="bound is for float64 alone"):
         run("types", TOTAL, total, matrices,
             {"bound": lambda m: 5.0, "within": "5", "dtypes": ("float32",)})  # fmt: skip
+
+
+def test_an_equation_with_one_side_written_twice_is_refused():
+    """`q * (p / q)` is `p` before the ledger sees it: a reader would see p = p."""
+    p, q = sp.symbols("p q", positive=True)
+    with pytest.raises(VacuousCheck, match="both sides are p"):
+        Ledger("chapter").prove("same", sp.Eq(q * (p / q), p, evaluate=False), title="Same")

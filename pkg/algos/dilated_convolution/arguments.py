@@ -52,6 +52,26 @@ def resolve_padding(
     return [side for one in per_axis("padding", padding, axes, 0) for side in (one, one)]
 
 
+#: Stride, padding and dilation as the operators take them, of two axes.
+Layer = tuple[list[int], list[int], list[int]]
+
+
+def image_layer(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int | Sequence[int],
+    stride: int | Sequence[int], padding: Padding, groups: int, axes: int,
+) -> tuple[Tensor, Tensor, Layer]:  # fmt: skip
+    """Check a layer of one axis or two, and return it as one of two: a sequence is one row high."""
+    check_tensors(x, weight, bias, groups, axes)
+    check_kinds(x, weight, bias)
+    steps, gaps = per_axis("stride", stride, axes), per_axis("dilation", dilation, axes)
+    sides = resolve_padding(padding, weight.shape[2:], gaps, steps)
+    output_shape(x, weight, steps, sides, gaps)
+    if axes == 1:
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        return x, weight, ([1, *steps], [0, 0, *sides], [1, *gaps])
+    return x, weight, (steps, sides, gaps)
+
+
 def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, axes: int) -> None:
     """Raise unless x, weight and bias are tensors of one dtype and device whose shapes fit."""
     letters = "length" if axes == 1 else "height, width"
@@ -103,10 +123,13 @@ def output_shape(
     dilation: Sequence[int],
 ) -> list[int]:  # fmt: skip
     """Return the output's size along each axis; raise where no output fits."""
-    return [
-        output_size(size, kernel, dilation=d, stride=s, padding=(before, after))
-        for size, kernel, d, s, before, after in zip(
-            x.shape[2:], weight.shape[2:], dilation, stride, padding[::2], padding[1::2],
-            strict=True,
-        )
-    ]  # fmt: skip
+    axes = zip(
+        x.shape[2:], weight.shape[2:], dilation, stride, padding[::2], padding[1::2], strict=True
+    )
+    found = []
+    for size, kernel, d, s, before, after in axes:
+        outputs = (size + before + after - d * (kernel - 1) - 1) // s + 1
+        if outputs < 1:
+            output_size(size, kernel, dilation=d, stride=s, padding=(before, after))  # it raises
+        found.append(outputs)
+    return found

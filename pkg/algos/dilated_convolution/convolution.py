@@ -7,18 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pkg.algos.dilated_convolution.arguments import (
-    Padding,
-    check_kinds,
-    check_tensors,
-    output_shape,
-    per_axis,
-    resolve_padding,
-)
-from pkg.algos.dilated_convolution.operator import forward_operator
-from pkg.algos.dilated_convolution.reference import gathered_conv1d, gathered_conv2d
+from pkg.algos.dilated_convolution.arguments import Padding, image_layer
+from pkg.algos.dilated_convolution.operator import convolve
+from pkg.algos.dilated_convolution.reference import gather
 
-#: Floating-point types that the operators know.
+#: Floating-point types that need not be gathered.
 FAST = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -67,8 +60,12 @@ def dilated_conv1d(
 
     Notes
     -----
-    van den Oord et al. (2016), section 2.1. Ledger: `dilated_convolution:conv1d`. On a CUDA device
-    this runs the kernels of `pkg.cuda.dilated_convolution`.
+    van den Oord et al. (2016), section 2.1. Ledger: `dilated_convolution:conv1d`.
+
+    Which routine computes it: on a CUDA device the kernels of `pkg.cuda.dilated_convolution`, except
+    in float64, which they do not take; that, and every other device, gets PyTorch's own convolution.
+    So does the CPU, but for depthwise layers where ours is faster (see
+    `pkg.algos.dilated_convolution.depthwise`). Types that PyTorch does not convolve are gathered.
 
     Examples
     --------
@@ -79,19 +76,7 @@ def dilated_conv1d(
     >>> dilated_conv1d(x, weight, dilation=3, padding=(3, 0))  # causal
     tensor([[[ 0., 10., 20., 30., 41., 52.]]])
     """
-    if getattr(x, "dtype", None) not in FAST:
-        return gathered_conv1d(
-            x, weight, bias, dilation=dilation, stride=stride, padding=padding, groups=groups
-        )
-    check_tensors(x, weight, bias, groups, 1)
-    check_kinds(x, weight, bias)
-    steps, gaps = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
-    sides = resolve_padding(padding, weight.shape[2:], gaps, steps)
-    output_shape(x, weight, steps, sides, gaps)
-    output = forward_operator(
-        x.unsqueeze(2), weight.unsqueeze(2), bias, [1, *steps], [0, 0, *sides], [1, *gaps], groups
-    )
-    return output.squeeze(2)
+    return _convolve(x, weight, bias, dilation, stride, padding, groups, 1).squeeze(2)
 
 
 def dilated_conv2d(
@@ -119,8 +104,7 @@ def dilated_conv2d(
     padding
         Zeros on each side: an int, a pair (height, width), or "same": as many as keep the size.
     groups
-        Channels are split in so many groups that do not see each other; in_channels of them is a
-        depthwise convolution.
+        As for `dilated_conv1d`.
 
     Returns
     -------
@@ -131,13 +115,12 @@ def dilated_conv2d(
     Raises
     ------
     TypeError, ValueError
-        If shapes, dtypes or devices do not belong together, an argument is out of range, or the
-        kernel is longer than the padded input. The message names the argument.
+        As `dilated_conv1d`.
 
     Notes
     -----
-    Yu and Koltun (2016), section 2. Ledger: `dilated_convolution:conv2d`. On a CUDA device this
-    runs the kernels of `pkg.cuda.dilated_convolution`.
+    Yu and Koltun (2016), section 2. Ledger: `dilated_convolution:conv2d`. Which routine computes it
+    is said at `dilated_conv1d`.
 
     Examples
     --------
@@ -145,13 +128,13 @@ def dilated_conv2d(
     >>> dilated_conv2d(x, torch.ones(1, 1, 3, 3), dilation=2)
     tensor([[[[108.]]]])
     """
-    if getattr(x, "dtype", None) not in FAST:
-        return gathered_conv2d(
-            x, weight, bias, dilation=dilation, stride=stride, padding=padding, groups=groups
-        )
-    check_tensors(x, weight, bias, groups, 2)
-    check_kinds(x, weight, bias)
-    steps, gaps = per_axis("stride", stride, 2), per_axis("dilation", dilation, 2)
-    sides = resolve_padding(padding, weight.shape[2:], gaps, steps)
-    output_shape(x, weight, steps, sides, gaps)
-    return forward_operator(x, weight, bias, steps, sides, gaps, groups)
+    return _convolve(x, weight, bias, dilation, stride, padding, groups, 2)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int | Sequence[int],
+    stride: int | Sequence[int], padding: Padding, groups: int, axes: int,
+) -> Tensor:  # fmt: skip
+    x, weight, layer = image_layer(x, weight, bias, dilation, stride, padding, groups, axes)
+    run = convolve if x.dtype in FAST else gather
+    return run(x, weight, bias, *layer, groups)

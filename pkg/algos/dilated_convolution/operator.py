@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from pkg.algos.dilated_convolution.arguments import output_shape
 from pkg.algos.dilated_convolution.depthwise import (
-    WIDE_PADDING,
     depthwise_backward_input,
     depthwise_backward_weight,
     depthwise_forward,
+    forward_gains,
+    gradient_gains,
     is_depthwise,
     memory_format,
+    symmetric,
 )
 from pkg.operators import register
 
@@ -32,24 +35,19 @@ def _forward(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """Convolve by PyTorch's own routine (oneDNN skips the gaps), or by ours where that is faster."""
-    wide = not _symmetric(padding) or max(padding) >= WIDE_PADDING
-    if wide and x.numel() and is_depthwise(x.shape[1], weight.shape[0], groups):
-        return depthwise_forward(x, weight, bias, stride, padding, dilation)
     form = memory_format(x)
-    x, sides = _pad_first(x, padding)
-    output = conv2d(x, weight, bias, stride, sides, dilation, groups)
+    if is_depthwise(x.shape[1], weight.shape[0], groups):
+        output = depthwise_forward(x, weight, bias, stride, padding, dilation)
+    else:
+        x, sides = _pad_first(x, padding)
+        output = conv2d(x, weight, bias, stride, sides, dilation, groups)
     return output.contiguous(memory_format=form)
-
-
-def _symmetric(padding: Sequence[int]) -> bool:
-    top, bottom, left, right = padding
-    return top == bottom and left == right
 
 
 def _pad_first(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Return x with the zeros that PyTorch cannot add, and those that it shall add."""
     top, bottom, left, right = padding
-    if _symmetric(padding):
+    if symmetric(padding):
         return x, [top, left]
     return pad(x, (left, right, top, bottom)), [0, 0]
 
@@ -58,11 +56,7 @@ def _forward_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    sizes = [
-        (x.shape[2 + a] + padding[2 * a] + padding[2 * a + 1]
-         - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
-        for a in (0, 1)
-    ]  # fmt: skip
+    sizes = output_shape(x, weight, stride, padding, dilation)
     return _empty(x, x.shape[0], weight.shape[0], *sizes)
 
 
@@ -80,13 +74,13 @@ def _backward_input(
     if gaps and gradient.numel() and is_depthwise(channels, weight.shape[0], groups):
         fast = depthwise_backward_input(gradient, weight, padding, dilation)
         if fast is not None:
-            return fast
+            return fast.contiguous(memory_format=memory_format(gradient))
     top, bottom, left, right = padding
     sides = [top, left]
     size = [height, width]
-    if not _symmetric(padding):  # of the padded input, then cut
+    if not symmetric(padding):  # of the padded input, then cut
         sides, size = [0, 0], [height + top + bottom, width + left + right]
-    like = gradient.new_empty(1).expand(gradient.shape[0], channels, *size)
+    like = _empty(gradient, gradient.shape[0], channels, *size)  # for its memory format
     found = torch.ops.aten.convolution_backward(
         gradient, like, weight, None, stride, sides, dilation, False, [0, 0], groups,
         [True, False, False],
@@ -204,3 +198,23 @@ backward_weight_operator = register(
     setup_context=_save_backward_weight,
     backward=_backward_weight_gradient,
 )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Call the operator where it has something to add, and PyTorch's own convolution elsewhere."""
+    layer = (x, weight, bias, stride, padding, dilation, groups)
+    if x.is_cuda and x.dtype != torch.float64:  # the kernels do not take float64
+        return forward_operator(*layer)
+    if x.device.type == "cpu" and is_depthwise(x.shape[1], weight.shape[0], groups):
+        learns = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (x, weight, bias)
+        )
+        gains = gradient_gains(x, dilation) if learns else forward_gains(x, padding)
+        if gains:
+            seen = learns or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+            return forward_operator(*layer) if seen else _forward(*layer)
+    x, sides = _pad_first(x, padding)
+    return conv2d(x, weight, bias, stride, sides, dilation, groups)

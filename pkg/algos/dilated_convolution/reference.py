@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pkg.algos.dilated_convolution.arguments import (
-    Padding,
-    check_kinds,
-    check_tensors,
-    output_shape,
-    per_axis,
-    resolve_padding,
-)
+from pkg.algos.dilated_convolution.arguments import Padding, image_layer, output_shape
 
 
 def gathered_conv1d(
@@ -32,11 +25,8 @@ def gathered_conv1d(
 
     Parameters
     ----------
-    x, weight, bias
-        (batch, in_channels, length), (out_channels, in_channels / groups, k) and
-        (out_channels,) or None; any dtype, the same for all.
-    dilation, stride, padding, groups
-        As for `dilated_conv1d`.
+    x, weight, bias, dilation, stride, padding, groups
+        As for `dilated_conv1d`, in any dtype.
 
     Returns
     -------
@@ -60,13 +50,8 @@ def gathered_conv1d(
     >>> gathered_conv1d(x, torch.tensor([[[1, 10]]]), dilation=3)
     tensor([[[30, 41, 52]]])
     """
-    check_tensors(x, weight, bias, groups, 1)
-    steps, gaps = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
-    sides = resolve_padding(padding, weight.shape[2:], gaps, steps)
-    output = _gather(
-        x.unsqueeze(2), weight.unsqueeze(2), bias, [1, *steps], [0, 0, *sides], [1, *gaps], groups
-    )
-    return output.squeeze(2)
+    x, weight, layer = image_layer(x, weight, bias, dilation, stride, padding, groups, 1)
+    return gather(x, weight, bias, *layer, groups).squeeze(2)
 
 
 def gathered_conv2d(
@@ -83,17 +68,13 @@ def gathered_conv2d(
 
     Parameters
     ----------
-    x, weight, bias
-        (batch, in_channels, height, width), (out_channels, in_channels / groups, k_h, k_w) and
-        (out_channels,) or None; any dtype, the same for all.
-    dilation, stride, padding, groups
-        As for `dilated_conv2d`.
+    x, weight, bias, dilation, stride, padding, groups
+        As for `dilated_conv2d`, in any dtype.
 
     Returns
     -------
     Tensor
-        (batch, out_channels, out_height, out_width). Half precision is summed in float32 and rounded
-        once; sums of integers and booleans are int64.
+        (batch, out_channels, out_height, out_width), summed and rounded as by `gathered_conv1d`.
 
     Raises
     ------
@@ -110,17 +91,15 @@ def gathered_conv2d(
     >>> gathered_conv2d(x, torch.ones(1, 1, 2, 2, dtype=torch.int64), dilation=2)
     tensor([[[[16]]]])
     """
-    check_tensors(x, weight, bias, groups, 2)
-    steps, gaps = per_axis("stride", stride, 2), per_axis("dilation", dilation, 2)
-    sides = resolve_padding(padding, weight.shape[2:], gaps, steps)
-    return _gather(x, weight, bias, steps, sides, gaps, groups)
+    x, weight, layer = image_layer(x, weight, bias, dilation, stride, padding, groups, 2)
+    return gather(x, weight, bias, *layer, groups)
 
 
-def _gather(
+def gather(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    check_kinds(x, weight, bias)
+    """Return the convolution of a checked layer; `padding` is [top, bottom, left, right]."""
     kind = accumulation_dtype(x.dtype)
     rows, columns = output_shape(x, weight, stride, padding, dilation)
     top, bottom, left, right = padding

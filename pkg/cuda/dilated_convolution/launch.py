@@ -3,7 +3,8 @@
 `stride` and `dilation` are [height, width], `padding` is [top, bottom, left, right]. Kernels want the
 channels last in memory, at addresses that vectors of 16 bytes can be loaded from; other tensors are
 copied first. The dense kernels also want a multiple of 16 channels: they get zeros for the rest. The
-result has the memory format of the first argument, as PyTorch's own convolution keeps it.
+result has the memory format of the first argument, as PyTorch's own convolution keeps it. float64 is
+refused here; `dilated_conv1d` and `dilated_conv2d` leave it to PyTorch's own convolution.
 """
 
 from __future__ import annotations

@@ -90,14 +90,11 @@ def dq_kernel(
     """Write the gradient of one tile of queries of one head."""
     tile, head, sequence = find_program(tiles, heads)
     row = (tiles - 1 - tile) * BLOCK_M
-    q_start, k_start, q_len, k_len, shift = place(
+    batch, q_start, k_start, q_len, k_len, shift = place(
         sequence, cu_q, cu_k, q_len, k_len, shift, PACKED, BOTTOM_RIGHT
     )
     if row >= q_len:
         return
-    batch = sequence
-    if PACKED:
-        batch = sequence * 0
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
     q += batch * stride_qb + head * stride_qh + tl.cast(q_start, tl.int64) * stride_qn
@@ -192,14 +189,11 @@ def dkv_kernel(
     """Write the gradients of one tile of keys and values of one key/value head, or one of them."""
     tile, kv_head, sequence = find_program(tiles, heads)
     column = tile * BLOCK_N
-    q_start, k_start, q_len, k_len, shift = place(
+    batch, q_start, k_start, q_len, k_len, shift = place(
         sequence, cu_q, cu_k, q_len, k_len, shift, PACKED, BOTTOM_RIGHT
     )
     if column >= k_len:
         return
-    batch = sequence
-    if PACKED:
-        batch = sequence * 0
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
     q += batch * stride_qb + tl.cast(q_start, tl.int64) * stride_qn

@@ -5,7 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pkg.cuda.flash_attention.tiles import PLAIN, find_program, guarded_dot, load_tile
+from pkg.cuda.flash_attention.tiles import (
+    PLAIN,
+    find_program,
+    guarded_dot,
+    load_tile,
+    online_softmax,
+)
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -24,19 +30,13 @@ def _sweep(
         seen = (columns[None, :] <= last[:, None]) & (columns < limit)[None, :]
         if PARTIAL:
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1) * factor)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.math.exp2(scores * factor - base[:, None])
-        rescale = tl.math.exp2(top - base)
-        total = total * rescale + tl.sum(weights, 1)
-        acc = acc * rescale[:, None]
+        acc, total, top, weights = online_softmax(acc, total, top, scores, factor)
         values = load_tile(v, column, stride_v, limit, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
         weights = weights.to(values.dtype)
         if PARTIAL:
             acc = guarded_dot(weights, values, seen, acc, PRECISION)
         else:
             acc = tl.dot(weights, values, acc, input_precision=PRECISION)
-        top = higher
     return acc, total, top
 
 

@@ -11,6 +11,7 @@ from pkg.cuda.flash_attention.tiles import (
     guarded_dot,
     key_range,
     load_tile,
+    online_softmax,
     place,
     steps_partial,
     store_tile,
@@ -38,20 +39,14 @@ def _absorb(
             mask, mask_row, mask_column, words, words_row, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE,
         )  # fmt: skip
         scores = tl.where(seen, scores, float("-inf"))
-    higher = tl.maximum(top, tl.max(scores, 1) * factor)
-    # tl.max and tl.maximum pass over a NaN; the sum below does not.
-    base = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.math.exp2(scores * factor - base[:, None])
-    rescale = tl.math.exp2(top - base)
-    total = total * rescale + tl.sum(weights, 1)
-    acc = acc * rescale[:, None]
+    acc, total, top, weights = online_softmax(acc, total, top, scores, factor)
     values = load_tile(v, column, stride_v, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
     weights = weights.to(values.dtype)
     if PARTIAL:
         acc = guarded_dot(weights, values, seen, acc, PRECISION)
     else:
         acc = tl.dot(weights, values, acc, input_precision=PRECISION)
-    return acc, total, higher
+    return acc, total, top
 
 
 @triton.jit(do_not_specialize=PLAIN)
@@ -70,14 +65,11 @@ def forward_kernel(
     # The last rows of a causal matrix have the most work: they begin first.
     tile, head, sequence = find_program(tiles, heads)
     row = (tiles - 1 - tile) * BLOCK_M
-    q_start, k_start, q_len, k_len, shift = place(
+    batch, q_start, k_start, q_len, k_len, shift = place(
         sequence, cu_q, cu_k, q_len, k_len, shift, PACKED, BOTTOM_RIGHT
     )
     if row >= q_len:
         return
-    batch = sequence
-    if PACKED:
-        batch = sequence * 0
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
     q += batch * stride_qb + head * stride_qh + tl.cast(q_start, tl.int64) * stride_qn

@@ -92,6 +92,21 @@ def visible_pairs(
 
 
 @triton.jit
+def online_softmax(acc, total, top, scores, factor):
+    """Carry the state over new scores; return (acc, total, top) for the new maximum, and weights.
+
+    `top` is the maximum so far in log2, `total` the sum of weights and `acc` that of weighted values,
+    both relative to it. What the new weights add to `acc` is the caller's to add.
+    """
+    higher = tl.maximum(top, tl.max(scores, 1) * factor)
+    # tl.max and tl.maximum pass over a NaN; the sum below does not.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.math.exp2(scores * factor - base[:, None])
+    rescale = tl.math.exp2(top - base)
+    return acc * rescale[:, None], total * rescale + tl.sum(weights, 1), higher, weights
+
+
+@triton.jit
 def guarded_dot(weights, x, seen, total, PRECISION: tl.constexpr):
     """Return total + weights · x, where a pair that is not seen adds nothing: 0 · NaN is NaN.
 
@@ -184,9 +199,10 @@ def place(
     sequence, cu_q, cu_k, q_len, k_len, shift,
     PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Return (first query, first key, q_len, k_len, shift) of a sequence, packed or not."""
-    q_start, k_start = 0, 0
+    """Return (batch, first query, first key, q_len, k_len, shift) of a sequence, packed or not."""
+    batch, q_start, k_start = sequence, 0, 0
     if PACKED:
+        batch = sequence * 0
         q_start = tl.load(cu_q + sequence)
         k_start = tl.load(cu_k + sequence)
         q_len = tl.load(cu_q + sequence + 1) - q_start
@@ -194,4 +210,4 @@ def place(
         shift = 0
         if BOTTOM_RIGHT:
             shift = k_len - q_len
-    return q_start, k_start, q_len, k_len, shift
+    return batch, q_start, k_start, q_len, k_len, shift
