@@ -23,8 +23,10 @@ from pkg.algos.speculative_decoding import (
 SHAPES = ((1, 4, 49152), (8, 4, 49152), (8, 8, 49152), (32, 4, 49152), (8, 4, 128256))
 #: What is decoded: text that repeats, and text that does not, where speculation has little to gain.
 TEXTS = {
-    "text that repeats": "Write the sentence 'The train to Lisbon leaves at nine in the morning from "
-    "platform four.' eight times, each on its own line.",
+    "text that repeats": "Copy this text word for word: Lighthouses once stood watch on every dangerous "
+    "coast. Their keepers lit oil lamps at dusk, trimmed the wicks through the night, and polished the "
+    "great lenses by day. In the twentieth century electric lamps and automatic switches took over the "
+    "work, one tower after another, and the keepers went ashore.",
     "a poem": "Write a short poem about a lighthouse in winter.",
 }
 TOKENS, GAMMA, AGREE = 64, 8, 16

@@ -64,8 +64,7 @@ _PASSAGE = (
 PROMPTS = {
     "chat": "How do airplanes fly?",
     "code": "Write a Python function that returns the n-th Fibonacci number, and three tests for it.",
-    "repetition": "Write the sentence 'The train to Lisbon leaves at nine in the morning from platform "
-    "four.' eight times, each on its own line.",
+    "repetition": f"Copy this text word for word: {_PASSAGE}",
     "summary": f"Summarize this passage in two sentences. {_PASSAGE}",
 }
 
