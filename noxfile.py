@@ -120,6 +120,14 @@ def refresh(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Make mistakes on purpose and record who notices: `nox -s mutants -- segmentation_metrics`."""
+    _environment(session)
+    chapters = sorted(path.stem for path in (ROOT / "book" / "chapters").glob("*.ipynb"))
+    _run(session, "python", "-m", "tests.mutants", "--store", *(session.posargs or chapters))
+
+
+@nox.session(default=False)
 def lint(session: nox.Session) -> None:
     """Format, lint, types, and the rules for docstrings."""
     _environment(session)
