@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from benchmarks.record import provenance, store, table
 
 __all__ = [
     "ROUNDS", "Case", "Ceilings", "Red", "TimeIsOver", "Timing", "Work", "ceilings", "copy_bandwidth",
-    "each", "end_after", "measure", "provenance", "store", "table",
+    "each", "end_after", "measure", "peer", "provenance", "store", "table",
 ]  # fmt: skip
 
 ROUNDS = 30
@@ -72,6 +73,15 @@ class Red(AssertionError):
 
 class TimeIsOver(Exception):
     """The run has had its time: this case and those after it are left out."""
+
+
+def peer(module: str) -> Any:
+    """Return a module, or None and say so."""
+    try:
+        return import_module(module)
+    except ImportError:
+        print(f"{module} is not to be had: left out")
+        return None
 
 
 _deadline = math.inf

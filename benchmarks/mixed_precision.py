@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, copy_bandwidth, measure
+from benchmarks.harness import Case, copy_bandwidth, measure, peer
 from pkg.algos import mixed_precision as mp
 from pkg.algos.mixed_precision import FloatFormat, StochasticRoundingAdamW
 
@@ -40,15 +40,6 @@ FORMATS: tuple[tuple[FloatFormat, str, str, torch.dtype | None], ...] = (
     (mp.FP6_E2M3, "ocp_e2m3", "float6_e2m3fn", None),
     (mp.FP4_E2M1, "ocp_e2m1", "float4_e2m1fn", None),
 )
-
-
-def peer(module: str) -> Any:
-    """Return a module, or None and say so."""
-    try:
-        return import_module(module)
-    except ImportError:
-        print(f"{module} is not to be had: left out")
-        return None
 
 
 # ---------------------------------------------------------------- the stochastic cast

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from benchmarks.harness import Case
 
 RESULTS = Path(__file__).parent / "results"
-_PEERS = ("torch", "triton", "torchmetrics", "scikit-learn")
+_PEERS = (
+    "torch", "triton", "diffusers", "flow_matching", "gfloat", "ml_dtypes", "nflows", "scikit-learn",
+    "torchao", "torchmetrics", "transformers", "zuko",
+)  # fmt: skip
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, copy_bandwidth, measure
+from benchmarks.harness import Case, copy_bandwidth, measure, peer
 from pkg.algos import rectified_flow as flow
 from pkg.algos.rectified_flow.fused import draw_path
 from pkg.algos.rectified_flow.sampler import guided_step, sample_fixed
@@ -36,15 +36,6 @@ LATENTS = {
 STEPS, WEIGHT, INDEX = 20, 4.5, 7
 TYPES = (torch.float32, torch.bfloat16)
 EPS = torch.finfo(torch.float32).eps
-
-
-def peer(module: str) -> Any:
-    """Return a module, or None and say so."""
-    try:
-        return import_module(module)
-    except ImportError:
-        print(f"{module} is not to be had: left out")
-        return None
 
 
 def numbers(

@@ -14,10 +14,7 @@ all scores. If every recorded digit comes out again, it renews the fingerprint; 
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from book.recordings.coupling_flows_mnist import fingerprint as _fingerprint
+from book.recordings.origin import fingerprint, made_by
 from pkg.algos.coupling_flows import (
     NICE,
     Flow,
@@ -41,7 +38,6 @@ from pkg.algos.coupling_flows.networks import ConvNet
 from pkg.data import digits
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 _FLOWS = "pkg/algos/coupling_flows"
 #: The definitions that the results come from; with no names, all of the file.
 CODE: dict[str, tuple[str, ...]] = {
@@ -66,11 +62,6 @@ TRAINING = {"NICE": (4000, 2e-3), "RealNVP": (1000, 3e-3), "Glow": (1000, 3e-3)}
 LEARNT = "RealNVP, learnt noise"
 DRAWS = 10  # how often a picture is spread over its bins when it is scored
 EVERY = 50  # steps between looks at the validation set
-
-
-def fingerprint() -> str:
-    """Return a hash of the code, blind to its layout, comments and docstrings."""
-    return _fingerprint(CODE, ROOT)
 
 
 def counts_of(split: str) -> Tensor:
@@ -198,7 +189,7 @@ def confirm() -> None:
         if any(row[key] != value for key, value in again.items()):
             raise SystemExit(f"{row['name']} scores {again}, not as recorded: train again")
         print(row["name"], "as recorded", flush=True)
-    record["code"] = fingerprint()
+    record["code"] = fingerprint(CODE)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -208,7 +199,7 @@ def main() -> None:
     if "--confirm" in sys.argv[1:]:
         confirm()
         return
-    begun, code = time.monotonic(), fingerprint()
+    begun, origin = time.monotonic(), made_by(CODE)
     weights: dict[str, Any] = {}
     rows = []
     for name in (*TRAINING, LEARNT):
@@ -221,15 +212,9 @@ def main() -> None:
         row |= scores(name)
         rows.append(row)
         print(row, round((time.monotonic() - begun) / 60, 1), flush=True)
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
         "command": "python -m book.recordings.coupling_flows",
-        "commit": commit.stdout.strip(),
-        "code": code,
-        "machine": f"{platform.machine()}, one core",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        **origin,
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "training": {"batch": BATCH, "draws": DRAWS, "looks every": EVERY},
         "models": rows,

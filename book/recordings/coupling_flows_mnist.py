@@ -16,14 +16,9 @@ first steps and all scores, and records the new fingerprint if both come out as 
 from __future__ import annotations
 
 import argparse
-import ast
-import datetime
-import hashlib
 import json
 import platform
-import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from book.recordings.origin import made_by
 from pkg.algos.coupling_flows import Glow, dequantise
 from pkg.algos.coupling_flows.training import Fit, fit, processes
 from pkg.data import digits, mnist
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 _FLOWS = "pkg/algos/coupling_flows"
 #: The definitions that the results come from; with no names, all of the file.
 CODE: dict[str, tuple[str, ...]] = {
@@ -59,39 +54,6 @@ CODE: dict[str, tuple[str, ...]] = {
 BATCH, RATE, SEED, BINS, ALPHA = 64, 2e-3, 0, 256, 0.05
 SIZES = {"levels": 2, "steps": 8, "hidden": 32}
 TEMPERATURES, SAMPLES, PAIRS, STAGES = (0.7, 1.0), 48, 4, 9
-
-
-def fingerprint(code: dict[str, tuple[str, ...]] | None = None, root: Path | None = None) -> str:
-    """Return a hash of the code, blind to its layout, comments and docstrings.
-
-    Raises
-    ------
-    LookupError
-        If a definition is not there any more.
-    """
-    total = hashlib.sha256()
-    for file, names in (CODE if code is None else code).items():
-        tree = ast.parse(((ROOT if root is None else root) / file).read_text(encoding="utf-8"))
-        parts: Iterable[ast.AST] = [tree]
-        if names:
-            found = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-            missing = set(names) - set(found)
-            if missing:
-                raise LookupError(f"{file} defines no {', '.join(sorted(missing))}")
-            parts = [found[name] for name in names]
-        for part in parts:
-            total.update(ast.dump(_without_docstrings(part)).encode())
-    return total.hexdigest()
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            first = body[0].value
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                body[0] = ast.Expr(ast.Constant(""))
-    return tree
 
 
 # ---------------------------------------------------------------- the model and its data
@@ -179,14 +141,7 @@ def pictures(flow: Glow) -> dict[str, Any]:
     }
 
 
-def made_by() -> dict[str, str]:
-    """Return commit and fingerprint: asked for at the beginning, since code may change meanwhile."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return {"commit": commit.stdout.strip(), "code": fingerprint()}
-
-
-def write(result: Fit, origin: dict[str, str], minutes: float, count: int) -> None:
+def write(result: Fit, origin: dict[str, Any], minutes: float, count: int) -> None:
     """Write both files: first the weights, then what was measured with them."""
     path = HERE / "coupling_flows_mnist.npz"
     whole = {name: tensor.half() if tensor.is_floating_point() else tensor
@@ -202,8 +157,6 @@ def write(result: Fit, origin: dict[str, str], minutes: float, count: int) -> No
         "command": f"python -m book.recordings.coupling_flows_mnist --steps {result.steps}",
         **origin,
         "machine": f"{platform.machine()}, one core for each of {count} process(es)",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
         "minutes": round(minutes, 1),
         "model": {**SIZES, "alpha": ALPHA, "weights": sum(p.numel() for p in flow.parameters())},
         "training": {"batch": BATCH, "lr": RATE, "steps": result.steps,
@@ -235,9 +188,10 @@ def confirm() -> None:
     found = scores(stored_model())
     if found != record["scores"]:
         raise ValueError(f"the stored weights score {found}, recorded is {record['scores']}")
-    record["confirmed"] = {"trained by": record.get("confirmed", {}).get("trained by", record["code"]),
-                           **made_by(), "date": datetime.date.today().isoformat()}  # fmt: skip
-    record["code"] = record["confirmed"].pop("code")
+    now = made_by(CODE)
+    before = record.get("confirmed", {}).get("trained by", record["code"])
+    record["confirmed"] = {"trained by": before, "commit": now["commit"], "date": now["date"]}
+    record["code"] = now["code"]
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -253,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.confirm:
         confirm()
         return
-    begun, origin = time.monotonic(), made_by()
+    begun, origin = time.monotonic(), made_by(CODE)
 
     def watch(step: int, told: float) -> bool:
         minutes = (time.monotonic() - begun) / 60

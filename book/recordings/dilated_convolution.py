@@ -9,12 +9,7 @@ compare the recorded fingerprint with the code as it is now.
 
 from __future__ import annotations
 
-import ast
-import datetime
-import hashlib
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from book.recordings.origin import made_by
 from pkg.algos.dilated_convolution import CausalDilatedStack, HybridDilatedStack
 from pkg.algos.segmentation_metrics import confusion_matrix, mean_iou
 from pkg.data import play, voc_masks
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 #: The code that the results come from.
 CODE = (
     "book/recordings/dilated_convolution.py",
@@ -53,21 +48,6 @@ TEXT_STEPS, WINDOW, BATCH = 1200, 256, 8
 PLAYS = ("hamlet", "lear", "macbeth", "othello", "tempest")
 TEXT_SEEDS = (0,)
 LEARNT = 0.9  # the first part of each play; the rest is for the score
-
-
-def fingerprint() -> str:
-    """Return a hash of the code, blind to its layout, comments and docstrings."""
-    total = hashlib.sha256()
-    for name in CODE:
-        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                first = body[0].value
-                if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    body[0] = ast.Expr(ast.Constant(""))
-        total.update(ast.dump(tree).encode())
-    return total.hexdigest()
 
 
 # ---------------------------------------------------------------- masks
@@ -178,7 +158,7 @@ def score_text(stack: CausalDilatedStack, texts: list[Tensor]) -> float:
 def main() -> None:
     """Train everything and write the two files."""
     torch.set_num_threads(1)
-    begun, code = time.time(), fingerprint()
+    begun, origin = time.time(), made_by(CODE)
     masks: list[dict[str, Any]] = []
     weights: dict[str, Any] = {}
     for rates in MASK_RATES:
@@ -203,20 +183,9 @@ def main() -> None:
         field = stack.receptive_field
         texts.append({"rates": rates, "field": field, "weights": count, "bits": scores})
         print(texts[-1], flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     record = {
         "command": "python -m book.recordings.dilated_convolution",
-        "commit": commit.stdout.strip(),
-        "code": code,
-        "machine": f"{platform.machine()}, one core",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        **origin,
         "minutes": round((time.time() - begun) / 60, 1),
         "masks": masks,
         "text": texts,

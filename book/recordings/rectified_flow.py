@@ -10,14 +10,9 @@ tests compare the recorded fingerprint with the code as it is now.
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
-import datetime
-import hashlib
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from book.recordings.origin import made_by
 from pkg.algos.rectified_flow import (
     ContinuousFlow,
     LinearPath,
@@ -45,21 +41,20 @@ from pkg.algos.rectified_flow import (
 from pkg.data import digits
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 PACKAGE = "pkg/algos/rectified_flow"
-#: The code that the results come from: a file, and the definitions in it ("" for all of it).
-CODE = (
-    ("book/recordings/rectified_flow.py", ""),
-    (f"{PACKAGE}/networks.py", "time_features VelocityMLP"),
-    (f"{PACKAGE}/paths.py", "PathSample LinearPath"),
-    (f"{PACKAGE}/times.py", "UniformTime LogitNormalTime"),
-    (f"{PACKAGE}/losses.py", "conditional_flow_matching_loss _mean_square"),
-    (f"{PACKAGE}/coupling.py", "minibatch_coupling assignment_coupling transport_cost"),
-    (f"{PACKAGE}/solvers.py", ""),
-    (f"{PACKAGE}/straight.py", ""),
-    (f"{PACKAGE}/continuous.py", "ContinuousFlow divergence"),
-    (f"{PACKAGE}/distance.py", ""),
-)
+#: The code that the results come from: a file, and the definitions in it (none: all of it).
+CODE: dict[str, tuple[str, ...]] = {
+    "book/recordings/rectified_flow.py": (),
+    f"{PACKAGE}/networks.py": ("time_features", "VelocityMLP"),
+    f"{PACKAGE}/paths.py": ("PathSample", "LinearPath"),
+    f"{PACKAGE}/times.py": ("UniformTime", "LogitNormalTime"),
+    f"{PACKAGE}/losses.py": ("conditional_flow_matching_loss", "_mean_square"),
+    f"{PACKAGE}/coupling.py": ("minibatch_coupling", "assignment_coupling", "transport_cost"),
+    f"{PACKAGE}/solvers.py": (),
+    f"{PACKAGE}/straight.py": (),
+    f"{PACKAGE}/continuous.py": ("ContinuousFlow", "divergence"),
+    f"{PACKAGE}/distance.py": (),
+}
 
 PLANE_SETS, PLANE_STEPS, PLANE_BATCH = ("moons", "checkerboard"), 3000, 256
 PLANE_FLOWS = ("independent", "assigned", "reflowed")
@@ -73,24 +68,6 @@ EDGE, SPREAD = 0.05, 1.5
 #: Where to train the digits: more often near the data, where a likelihood is won or lost.
 LATE = LogitNormalTime(mean=1.0, std=1.5)
 NONE = 10  # the label that stands for no label
-
-
-def fingerprint() -> str:
-    """Return a hash of the code, blind to its layout, comments and docstrings."""
-    total = hashlib.sha256()
-    for name, wanted in CODE:
-        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                first = body[0].value
-                if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    body[0] = ast.Expr(ast.Constant(""))
-        parts = [n for n in tree.body if not wanted or getattr(n, "name", "") in wanted.split()]
-        if wanted and len(parts) != len(wanted.split()):
-            raise ValueError(f"{name} must define {wanted}")
-        total.update("".join(map(ast.dump, parts)).encode())
-    return total.hexdigest()
 
 
 def train(
@@ -366,22 +343,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stored", action="store_true", help="keep the weights, score them again")
     torch.set_num_threads(1)
+    origin = made_by(CODE)
     if not parser.parse_args().stored:
         train_all()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     record = {
         "command": "python -m book.recordings.rectified_flow",
-        "commit": commit.stdout.strip(),
-        "code": fingerprint(),
-        "machine": f"{platform.machine()}, one core",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        **origin,
         **score_all(),
     }
     path = HERE / "rectified_flow.json"

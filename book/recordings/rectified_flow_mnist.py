@@ -11,14 +11,9 @@ done before are not done again. The tests compare the recorded fingerprints with
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
-import datetime
-import hashlib
 import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
 
+from book.recordings.origin import fingerprint, made_by
 from pkg.algos.rectified_flow.continuous import ContinuousFlow
 from pkg.algos.rectified_flow.distance import projections, sliced_wasserstein
 from pkg.algos.rectified_flow.fused import draw_path
@@ -42,7 +38,6 @@ from pkg.algos.rectified_flow.times import UniformTime
 from pkg.data import mnist
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 _THIS, _PKG = "book/recordings/rectified_flow_mnist.py", "pkg/algos/rectified_flow"
 #: The definitions that the two networks come from, by file; and those that the scores come from.
 TRAINING: dict[str, tuple[str, ...]] = {
@@ -80,48 +75,6 @@ NFE = (1, 2, 4, 8, 16, 32)
 RULES = (("heun", 4), ("rk4", 2), ("heun", 8), ("rk4", 4))
 GROUPS, GROUP, DIRECTIONS = 4, 500, 512
 SHOWN, SEEN = (1, 2, 4, 8, 32), 256
-
-
-def fingerprint(parts: dict[str, tuple[str, ...]]) -> str:
-    """Return a hash of named definitions, blind to their layout, comments and docstrings.
-
-    Raises
-    ------
-    LookupError
-        If a definition is not there: what was renamed would otherwise never be noticed again.
-    """
-    total = hashlib.sha256()
-    for name, wanted in parts.items():
-        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-        found = {}
-        for node in tree.body:
-            for label in _labels(node):
-                found[label] = node
-        for label in wanted:
-            if label not in found:
-                raise LookupError(f"{name} has no definition of {label}")
-            total.update(ast.dump(_undocumented(found[label])).encode())
-    return total.hexdigest()
-
-
-def _labels(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.AnnAssign):
-        return [ast.unparse(node.target)]
-    if isinstance(node, ast.Assign):
-        return [x.id for t in node.targets for x in ast.walk(t) if isinstance(x, ast.Name)]
-    return []
-
-
-def _undocumented(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            first = body[0].value
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                body[0] = ast.Expr(ast.Constant(""))
-    return tree
 
 
 # ---------------------------------------------------------------- the network
@@ -379,7 +332,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="keeps what was trained")
     checkpoint = parser.parse_args().checkpoint
     torch.set_num_threads(1)
-    codes = {"training": fingerprint(TRAINING), "scoring": fingerprint(SCORING)}
+    origin = made_by(TRAINING, "one core, products in bfloat16")
+    origin["code"] = {"training": origin["code"], "scoring": fingerprint(SCORING)}
     first, second, pairs, minutes, note = trained(checkpoint)
     grey, labels = (x[:2000] for x in pictures("test"))
     generator = torch.Generator().manual_seed(10)
@@ -408,20 +362,9 @@ def main() -> None:
     first.half = True
     shown = {name: portraits(flow) for name, flow in (("first", first), ("reflowed", second))}
     np.savez_compressed(HERE / "rectified_flow_mnist.npz", **shown)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     record = {
         "command": "python -m book.recordings.rectified_flow_mnist",
-        "commit": commit.stdout.strip(),
-        "code": codes,
-        "machine": f"{platform.machine()}, one core, products in bfloat16",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        **origin,
         "minutes_of_training": round(minutes, 1),
         "note": note,
         "weights": sum(p.numel() for p in first.parameters()),

@@ -11,10 +11,8 @@ and of each the fastest of its turns counts, so that a slow minute of the machin
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import time
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from book.recordings.fingerprint import ROOT, commit, fingerprint
+from book.recordings.origin import ROOT, made_by
 from pkg.algos.language_model import Generation, LanguageModel, generate
 from pkg.algos.speculative_decoding import (
     DistilledDrafter,
@@ -251,7 +249,7 @@ def main() -> None:
     options = parser.parse_args()
     threads, tokens = options.threads, options.tokens
     torch.set_num_threads(threads)
-    begun, code = time.time(), fingerprint(CODE)
+    begun, origin = time.time(), made_by(CODE, f"{threads} threads")
     model = smollm2().to(torch.bfloat16)
     drafters = make_drafters(model)
     cost = measure_cost(model, drafters)
@@ -261,13 +259,9 @@ def main() -> None:
     record = {
         "command": "python -m book.recordings.speculative_decoding "
         f"--threads {threads} --tokens {tokens}",
-        "commit": commit(),
-        "code": code,
-        "machine": f"{platform.machine()}, {threads} threads",
+        **origin,
         "threads": threads,
         "tokens": tokens,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
         "minutes": round((time.time() - begun) / 60, 1),
         "prompts": {
             kind: {"text": question, "tokens": len(model.encode(chat(question)))}

@@ -12,9 +12,7 @@ other things.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import time
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from book.recordings.fingerprint import ROOT, commit, fingerprint
+from book.recordings.origin import ROOT, made_by
 from pkg.algos.language_model import LanguageModel, sample, sampling_distribution
 from pkg.algos.language_model.generate import read_prompts
 from pkg.algos.speculative_decoding.student import initial_weights, student_model
@@ -169,7 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    begun, busy, code = time.time(), time.process_time(), fingerprint(CODE)
+    begun, busy, origin = time.time(), time.process_time(), made_by(CODE)
     teacher = smollm2()
     generator = torch.Generator().manual_seed(8)
     rows = corpus(teacher.to(torch.bfloat16), options.batches, generator)
@@ -181,11 +179,7 @@ def main() -> None:
     record = {
         "command": "python -m book.recordings.speculative_decoding_drafter "
         f"--batches {options.batches} --steps {options.steps}",
-        "commit": commit(),
-        "code": code,
-        "machine": f"{platform.machine()}, one core",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        **origin,
         "minutes": round((time.time() - begun) / 60, 1),
         "processor_minutes": round((time.process_time() - busy) / 60, 1),
         "weights": sum(int(w.size) for w in found["weights"].values()),

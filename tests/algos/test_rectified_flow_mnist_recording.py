@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from book.recordings import rectified_flow_mnist as recording
+from book.recordings.origin import definitions, fingerprint
 
 RECORD = json.loads((recording.HERE / "rectified_flow_mnist.json").read_text(encoding="utf-8"))
 SCORES = RECORD["scores"]
@@ -21,44 +22,21 @@ FLOWS = ("first", "reflowed")
 @pytest.mark.parametrize("part", ["training", "scoring"])
 def test_the_record_was_made_by_this_code(part):
     wanted = {"training": recording.TRAINING, "scoring": recording.SCORING}[part]
-    assert RECORD["code"][part] == recording.fingerprint(wanted), (
+    assert RECORD["code"][part] == fingerprint(wanted), (
         f"the code behind the {part} of the recorded flow has changed: run "
         "`python -m book.recordings.rectified_flow_mnist`, then refresh the chapter"
     )
 
 
-def test_the_fingerprint_sees_code_and_not_its_clothes(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "ROOT", tmp_path)
-    texts = {
-        "plain": '"""A."""\nK = 1\n\ndef f(x):\n    """F."""\n    return x + K\n',
-        "dressed": '"""B."""\nK  =  1  # why\n\n\ndef f(x):\n    """G."""\n    return (x + K)\n',
-        "elsewhere": "K = 1\n\ndef f(x):\n    '''F.'''\n    return x + K\n\ndef g():\n    return 2\n",
-        "other constant": '"""A."""\nK = 2\n\ndef f(x):\n    """F."""\n    return x + K\n',
-        "other function": '"""A."""\nK = 1\n\ndef f(x):\n    """F."""\n    return x - K\n',
-    }
-    prints = {}
-    for name, text in texts.items():
-        (tmp_path / "a.py").write_text(text)
-        prints[name] = recording.fingerprint({"a.py": ("K", "f")})
-    assert prints["plain"] == prints["dressed"] == prints["elsewhere"]
-    assert len(set(prints.values())) == 3
-    with pytest.raises(LookupError, match="has no definition of gone"):
-        recording.fingerprint({"a.py": ("K", "gone")})
-
-
 def test_every_definition_of_the_script_is_fingerprinted_or_only_told():
-    """What is in neither list does not touch a number: the hash itself, and keeping what was trained."""
+    """What is in neither list does not touch a number: where files lie, and keeping what was trained."""
 
-    names = set()
-    for node in ast.parse(Path(recording.__file__).read_text(encoding="utf-8")).body:
-        names |= set(recording._labels(node))
+    tree = ast.parse(Path(recording.__file__).read_text(encoding="utf-8"))
+    names = set(definitions(tree))
     listed = {
         n for parts in (recording.TRAINING, recording.SCORING) for n in parts[recording._THIS]
     }
-    assert names - listed == {
-        "HERE", "ROOT", "_THIS", "_PKG", "TRAINING", "SCORING", "fingerprint", "_labels",
-        "_undocumented", "trained",
-    }  # fmt: skip
+    assert names - listed == {"HERE", "_THIS", "_PKG", "TRAINING", "SCORING", "trained"}
 
 
 def test_the_network_is_that_of_the_record():

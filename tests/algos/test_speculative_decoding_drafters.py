@@ -141,7 +141,7 @@ def student():
 
 def test_the_student_was_made_by_this_code():
     from book.recordings import speculative_decoding_drafter as recording
-    from book.recordings.fingerprint import fingerprint
+    from book.recordings.origin import fingerprint
 
     record = json.loads((recording.HERE / "speculative_decoding_drafter.json").read_text("utf-8"))
     assert record["code"] == fingerprint(recording.CODE), (

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from tests.algos.attention_oracle import band, oracle
+from tests.cuda.where import DEVICE
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# The same tests run on CPU tensors under the interpreter, and on a GPU without it.
-DEVICE = "cpu" if INTERPRETING else "cuda"
-everywhere = pytest.mark.interpreter if INTERPRETING else pytest.mark.gpu
 quiet = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero)")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.cuda.where import INTERPRETING
+
 if INTERPRETING:  # before any kernel is imported
     from tests.cuda import repair
 

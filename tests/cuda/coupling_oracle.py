@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# The same tests run on CPU tensors under the interpreter, and on a GPU without it.
-DEVICE = "cpu" if INTERPRETING else "cuda"
-everywhere = pytest.mark.interpreter if INTERPRETING else pytest.mark.gpu
+from tests.cuda.where import DEVICE
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from tests.cuda.coupling_oracle import (
-    DEVICE,
     DTYPES,
     Coupling,
     agree,
     arriving,
-    everywhere,
     inside_nan,
     launchers,
     on_device,
     ours,
 )
+from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
 

@@ -25,6 +25,7 @@ from pkg.algos.coupling_flows.operator import (
     backward_operator,
     inverse_backward_operator,
 )
+from tests.cuda.calls import Calls
 
 #: Shape of x, first changed channel, changed channels, mask, bound.
 COUPLINGS = {
@@ -210,16 +211,6 @@ def test_a_coupling_gives_the_same_by_the_operator(name, inverse, monkeypatch):
 def test_cuda_tensors_reach_the_operators():
     """On tensors that say they are on a GPU and hold nothing, as a compiler sees them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Calls(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.names.append(str(function))
-            return function(*args, **(kwargs or {}))
 
     def names(run, dtype=torch.float32):
         x = torch.empty(3, 4, device="cuda", dtype=dtype)

@@ -8,7 +8,8 @@ import torch
 from pkg.algos.coupling_flows import AffineCoupling, ChannelMask, Compose
 from pkg.algos.coupling_flows.fused import FusedCouplings
 from pkg.algos.coupling_flows.networks import MLP
-from tests.cuda.coupling_oracle import DEVICE, DTYPES, everywhere, launchers
+from tests.cuda.coupling_oracle import DTYPES, launchers
+from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
 NAMES = ("w1", "b1", "w2", "b2", "w3", "b3", "kept")

@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from tests.cuda.dilated_oracle import (
-    DEVICE,
     DTYPES,
     Layer,
     agree,
     by_pytorch,
-    everywhere,
     inside_nan,
     launchers,
     on_device,
     ours,
 )
+from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
 

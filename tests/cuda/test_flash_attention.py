@@ -11,13 +11,13 @@ from tests.cuda.attention_cases import (
     agree,
     band_of,
     by_autograd,
-    everywhere,
     launchers,
     ours,
     plain_band,
     quiet,
     to_device,
 )
+from tests.cuda.where import everywhere
 
 pytestmark = quiet
 

@@ -7,16 +7,8 @@ import pytest
 import torch
 
 from tests.algos.attention_oracle import band, draw, oracle
-from tests.cuda.attention_cases import (
-    DEVICE,
-    agree,
-    band_of,
-    everywhere,
-    launchers,
-    ours,
-    plain_band,
-    quiet,
-)
+from tests.cuda.attention_cases import agree, band_of, launchers, ours, plain_band, quiet
+from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = quiet
 FAR = 2**30  # numbers from one head to the next: the third begins beyond 32 bits

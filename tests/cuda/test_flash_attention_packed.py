@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.algos.attention_oracle import band, draw, oracle
-from tests.cuda.attention_cases import everywhere, launchers, ours, plain_band, quiet, to_device
+from tests.cuda.attention_cases import launchers, ours, plain_band, quiet, to_device
+from tests.cuda.where import everywhere
 
 pytestmark = quiet
 

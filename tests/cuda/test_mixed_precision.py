@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -14,11 +12,8 @@ from pkg.algos.mixed_precision.formats import FloatFormat
 from pkg.algos.mixed_precision.quantize import quantize, round_with_uniforms
 from pkg.algos.mixed_precision.rounding import ROUNDINGS, parameters
 from tests.cuda import philox
+from tests.cuda.where import DEVICE, everywhere
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# The same tests run on CPU tensors under the interpreter, and on a GPU without it.
-DEVICE = "cpu" if INTERPRETING else "cuda"
-everywhere = pytest.mark.interpreter if INTERPRETING else pytest.mark.gpu
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero)")
 
 SEED = 0x1234_5678_9ABC_DEF0 >> 1

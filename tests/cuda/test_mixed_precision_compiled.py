@@ -16,6 +16,7 @@ from pkg.algos.mixed_precision.optimizers import update_operator
 from pkg.algos.mixed_precision.quantize import round_with_uniforms
 from pkg.algos.mixed_precision.randomness import halfwords, stream, uniforms
 from pkg.algos.mixed_precision.rounding import ROUNDINGS, parameters
+from tests.cuda.calls import Calls
 
 TARGETS = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -240,16 +241,6 @@ def test_gradcheck_of_the_straight_line_as_seen_from_afar():
 def test_cuda_tensors_reach_the_operators():
     """On tensors that say they are on a GPU and hold nothing, as a compiler sees them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Calls(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.names.append(str(function))
-            return function(*args, **(kwargs or {}))
 
     def last_call(function):
         with FakeTensorMode():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -12,11 +10,8 @@ from scipy import stats
 from pkg.algos.rectified_flow import operator, steps
 from pkg.algos.rectified_flow.sampler import STAGES, sample_fixed
 from tests.cuda import flow_oracle as oracle
+from tests.cuda.where import DEVICE, everywhere
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# The same tests run on CPU tensors under the interpreter, and on a GPU without it.
-DEVICE = "cpu" if INTERPRETING else "cuda"
-everywhere = pytest.mark.interpreter if INTERPRETING else pytest.mark.gpu
 EPS = torch.finfo(torch.float32).eps
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: One element, less than a quad, quads and their neighbours, MNIST, and beyond a program's columns.

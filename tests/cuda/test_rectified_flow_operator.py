@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pkg.algos.rectified_flow.fused import draw_path
 from pkg.algos.rectified_flow.operator import flow_draw, flow_path, flow_times
@@ -20,6 +19,7 @@ from pkg.algos.rectified_flow.paths import (
 from pkg.algos.rectified_flow.sampler import STAGES, guided_step, sample_fixed
 from pkg.algos.rectified_flow.steps import stage_operator, step_operator
 from pkg.algos.rectified_flow.times import LogitNormalTime, UniformTime
+from tests.cuda.calls import Calls
 
 SEED = torch.tensor(12345)
 LAW = ("logit_normal", 0.5, 1.25)
@@ -199,18 +199,6 @@ def test_the_whole_sampler_compiles_into_one_graph(method):
 
 
 # ---------------------------------------------------------------- where calls go
-
-
-class Calls(TorchDispatchMode):
-    """Notes the names of the operators that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def test_tensors_of_a_device_reach_the_operators_and_nothing_waits_for_their_values():

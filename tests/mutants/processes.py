@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,8 +108,3 @@ def _start(job: Job) -> int:
 def _virtual_memory() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[0]) * resource.getpagesize()
-
-
-def seconds_since(start: float) -> float:
-    """Return the time that passed, for a message."""
-    return round(time.monotonic() - start, 1)

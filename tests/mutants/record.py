@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
-import platform
-import subprocess
+import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from book.recordings.origin import made_by
 from tests.mutants.code import Verdicts, sources
 from tests.mutants.entries import Attempt
 from tests.mutants.mutations import Mutant
@@ -19,14 +17,6 @@ from tests.mutants.notebook import ROOT
 
 FOLDER = ROOT / "book" / "recordings" / "mutants"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-
-
-def fingerprint(slug: str) -> str:
-    """Return a hash of the chapter's code: what its mutants are mutants of."""
-    digest = hashlib.sha256()
-    for path in sources(slug):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def equivalents(slug: str) -> dict[tuple[str, str, str], str]:
@@ -48,10 +38,9 @@ def summary(
         "kernels": _kernels(kernels, known),
         "formulas": _attempts(attempts, "formula"),
         "vacuity": _attempts(attempts, "vacuity"),
-        "fingerprint": fingerprint(slug),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
+        "origin": made_by(
+            [str(path.relative_to(ROOT)) for path in sources(slug)], f"{os.cpu_count()} cores"
+        ),
     }
 
 
@@ -105,8 +94,3 @@ def _attempts(attempts: list[Attempt], kind: str) -> dict[str, Any]:
     }
     accepted = [f"{a.entry}: {a.what}" for a in ours if a.outcome == "accepted"]
     return {"attempts": len(ours), **counts, "accepted": accepted}
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Return `value`, an int of at least `least`; else say what it should have been."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def positive(name: str, value: Any) -> float:
-    """Return `value`, a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and above 0, got {value}")
-    return float(value)
+from pkg.arguments import whole
 
 
 def event_shape(name: str, value: Any) -> tuple[int, ...]:

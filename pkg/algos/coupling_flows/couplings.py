@@ -6,7 +6,6 @@ import math
 
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import positive, whole
 from pkg.algos.coupling_flows.functional import (
     affine_coupling,
     affine_coupling_inverse,
@@ -16,6 +15,7 @@ from pkg.algos.coupling_flows.functional import (
 from pkg.algos.coupling_flows.masks import ChannelMask, CheckerboardMask, Mask
 from pkg.algos.coupling_flows.spline import rational_quadratic
 from pkg.algos.coupling_flows.transform import Transform, per_sample, total
+from pkg.arguments import positive, whole
 
 
 def log_scale_bound(ulps: float) -> float:

@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import (
-    event_shape,
-    in_unit_interval,
-    samples,
-    whole,
-)
+from pkg.algos.coupling_flows.arguments import event_shape, in_unit_interval, samples
 from pkg.algos.coupling_flows.arguments import generator as checked_generator
 from pkg.algos.coupling_flows.transform import Transform, check_transforms, total
+from pkg.arguments import whole
 
 
 class _Base(nn.Module):

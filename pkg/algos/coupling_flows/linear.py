@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import channels, event_shape, samples, whole
+from pkg.algos.coupling_flows.arguments import channels, event_shape, samples
 from pkg.algos.coupling_flows.arguments import generator as checked_generator
 from pkg.algos.coupling_flows.transform import Transform, per_sample
+from pkg.arguments import whole
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:

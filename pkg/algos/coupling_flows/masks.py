@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import batch, channels, whole
+from pkg.algos.coupling_flows.arguments import batch, channels
+from pkg.arguments import whole
 
 
 class ChannelMask(nn.Module):

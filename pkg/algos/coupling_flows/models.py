@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import event_shape, samples, whole
+from pkg.algos.coupling_flows.arguments import event_shape, samples
 from pkg.algos.coupling_flows.compose import Compose, MultiScale
 from pkg.algos.coupling_flows.couplings import AdditiveCoupling, AffineCoupling
 from pkg.algos.coupling_flows.flow import Flow, StandardLogistic, StandardNormal
@@ -17,6 +17,7 @@ from pkg.algos.coupling_flows.masks import ChannelMask, CheckerboardMask
 from pkg.algos.coupling_flows.networks import MLP, ConvNet, ResidualConvNet
 from pkg.algos.coupling_flows.pixels import Logit
 from pkg.algos.coupling_flows.transform import Transform, per_sample
+from pkg.arguments import whole
 
 Generator = torch.Generator | None
 

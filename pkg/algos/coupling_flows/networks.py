@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import whole
+from pkg.arguments import whole
 
 
 def draw_weights(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.coupling_flows.arguments import batch, in_unit_interval, whole
+from pkg.algos.coupling_flows.arguments import batch, in_unit_interval
 from pkg.algos.coupling_flows.arguments import generator as checked_generator
 from pkg.algos.coupling_flows.transform import Transform, total
+from pkg.arguments import whole
 
 
 class Logit(Transform):

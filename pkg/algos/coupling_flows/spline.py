@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softmax, softplus
@@ -79,8 +77,3 @@ def _share_at_height(up: Tensor, height: Tensor, slope: Tensor, d0: Tensor, d1: 
     c = -slope * up
     root = (b**2 - 4 * a * c).clamp(min=0).sqrt()
     return (2 * c / (-b - root)).clamp(0, 1)
-
-
-def share_of(value: float) -> float:
-    """Return the number whose slope (`slopes`) is `value`: the inverse of softplus, shifted."""
-    return math.log(math.expm1(value - LEAST_SLOPE))

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from pkg.algos.coupling_flows.arguments import positive, whole
 from pkg.algos.coupling_flows.flow import Flow, bits_per_dim
 from pkg.algos.coupling_flows.pixels import check_counts, dequantise
+from pkg.arguments import positive, whole
 
 #: Called after each step with its number, from 1, and its bits per dimension; True ends the training.
 Watcher = Callable[[int, float], bool | None]

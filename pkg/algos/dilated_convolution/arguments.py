@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pkg.algos.dilated_convolution.geometry import output_size
+from pkg.arguments import whole
 
 Padding = int | Sequence[int] | str
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Return `value`, an int of at least `least`; else say what it should have been."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, least: int = 1) -> list[int]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
-from pkg.algos.dilated_convolution.arguments import whole
 from pkg.algos.dilated_convolution.convolution import dilated_conv1d
 from pkg.algos.dilated_convolution.geometry import receptive_field
+from pkg.arguments import whole
 
 
 @dataclass

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pkg.algos.dilated_convolution.arguments import per_axis, whole
+from pkg.algos.dilated_convolution.arguments import per_axis
+from pkg.arguments import whole
 
 Rates = Sequence[int] | Sequence[Sequence[int]]
 

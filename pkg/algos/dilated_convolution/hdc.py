@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pkg.algos.dilated_convolution.arguments import whole
+from pkg.arguments import whole
 
 
 def hdc_max_gap(rates: Sequence[int]) -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pkg.algos.dilated_convolution.arguments import whole
 from pkg.algos.dilated_convolution.convolution import dilated_conv2d
 from pkg.algos.dilated_convolution.coverage import coverage, has_gridding
+from pkg.arguments import whole
 
 
 class _SameConv2d(nn.Conv2d):

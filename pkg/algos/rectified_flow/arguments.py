@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,26 +84,6 @@ def per_sample(value: Tensor, x: Tensor) -> Tensor:
 def event_sum(value: Tensor) -> Tensor:
     """Return the sum over all axes but the first: (batch, ...) to (batch,)."""
     return value.flatten(1).sum(1)
-
-
-def positive(name: str, value: Any, *, zero: bool = False) -> float:
-    """Return `value` as a float: finite, and above 0 (or 0 itself where `zero`)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(
-            f"{name} must be {'at least 0' if zero else 'positive'} and finite, got {value}"
-        )
-    return float(value)
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Return `value`, an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
 
 
 def generator(value: Any) -> torch.Generator:

@@ -8,20 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pkg.algos.rectified_flow.arguments import (
-    batch,
-    call_velocity,
-    event_sum,
-    floating,
-    kin,
-    positive,
-    whole,
-)
+from pkg.algos.rectified_flow.arguments import batch, call_velocity, event_sum, floating, kin
 from pkg.algos.rectified_flow.arguments import (
     generator as _generator,
 )
 from pkg.algos.rectified_flow.solvers import Solver, integrate, parameters_of
 from pkg.algos.rectified_flow.times import Velocity
+from pkg.arguments import positive, whole
 
 PROBES = ("rademacher", "gaussian")
 

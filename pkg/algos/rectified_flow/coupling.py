@@ -9,8 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import alike, batch, positive
+from pkg.algos.rectified_flow.arguments import alike, batch
 from pkg.algos.rectified_flow.arguments import generator as _generator
+from pkg.arguments import positive
 
 Cost = Callable[[Tensor], Tensor]
 

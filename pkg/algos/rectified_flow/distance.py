@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import batch, floating, kin, whole
+from pkg.algos.rectified_flow.arguments import batch, floating, kin
 from pkg.algos.rectified_flow.arguments import generator as _generator
+from pkg.arguments import whole
 
 
 def projections(count: int, features: int, *, generator: torch.Generator) -> Tensor:

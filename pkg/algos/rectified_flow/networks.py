@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from pkg.algos.rectified_flow.arguments import batch, floating, whole
+from pkg.algos.rectified_flow.arguments import batch, floating
+from pkg.arguments import whole
 
 
 def time_features(t: Tensor, frequencies: int) -> Tensor:

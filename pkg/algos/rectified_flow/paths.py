@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import alike, batch, per_sample, positive, times
+from pkg.algos.rectified_flow.arguments import alike, batch, per_sample, times
+from pkg.arguments import positive
 
 #: The four things that a network may be trained to predict; each gives the other three.
 PREDICTIONS = ("velocity", "score", "epsilon", "x1")

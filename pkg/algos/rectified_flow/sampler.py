@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import batch, floating, whole
+from pkg.algos.rectified_flow.arguments import batch, floating
 from pkg.algos.rectified_flow.operator import wide
 from pkg.algos.rectified_flow.steps import stage, step
+from pkg.arguments import whole
 
 Method = Literal["euler", "midpoint", "heun", "rk4"]
 #: For each slope of a step: the share of the step at which it is taken, the share a that leads from

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from pkg.algos.rectified_flow.arguments import batch, call_velocity, positive, whole
+from pkg.algos.rectified_flow.arguments import batch, call_velocity
 from pkg.algos.rectified_flow.times import Velocity
+from pkg.arguments import positive, whole
 
 #: torchdiffeq's methods that choose their steps by an error estimate, and those that do not.
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import batch, call_velocity, whole
+from pkg.algos.rectified_flow.arguments import batch, call_velocity
 from pkg.algos.rectified_flow.losses import squared_norm
 from pkg.algos.rectified_flow.solvers import Solver, integrate
 from pkg.algos.rectified_flow.times import Velocity
+from pkg.arguments import whole
 
 
 def reflow(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.rectified_flow.arguments import call_velocity, floating, generator, positive, whole
+from pkg.algos.rectified_flow.arguments import call_velocity, floating, generator
+from pkg.arguments import positive, whole
 
 Velocity = Callable[..., Tensor]
 

@@ -77,7 +77,7 @@ def verify_chain(
     """
     if method not in ("token", "block"):
         raise ValueError(f'method must be "token" or "block", got {method!r}')
-    _check_shapes(draft_tokens, draft_probs, target_probs)
+    doors.require_draft(draft_tokens, draft_probs, target_probs, "gamma", 0)
     batch, gamma = draft_tokens.shape
     uniforms = doors.resolve_uniforms(uniforms, generator, (batch, gamma + 1), target_probs.device)
     lengths = doors.resolve_lengths(lengths, batch, gamma, draft_tokens)
@@ -191,31 +191,6 @@ def _assemble(tokens: Tensor, last: Tensor, accepted: Tensor) -> Tensor:
     out = tokens.new_full((batch, gamma + 1), -1)
     out[:, :gamma] = tokens.where(torch.arange(gamma, device=tokens.device) < accepted[:, None], -1)
     return out.scatter_(-1, accepted[:, None], last[:, None])
-
-
-def _check_shapes(draft_tokens: Tensor, draft_probs: Tensor | None, target_probs: Tensor) -> None:
-    doors.require_integers("draft_tokens", draft_tokens)
-    doors.require_floats("target_probs", target_probs)
-    if draft_tokens.ndim != 2:
-        raise ValueError(
-            f"draft_tokens must have shape (batch, gamma), got {tuple(draft_tokens.shape)}"
-        )
-    if target_probs.ndim != 3 or target_probs.shape[-1] < 1:
-        raise ValueError(
-            "target_probs must have shape (batch, gamma + 1, vocab), got "
-            f"{tuple(target_probs.shape)}"
-        )
-    batch, gamma = draft_tokens.shape
-    vocab = target_probs.shape[-1]
-    words = "(batch, gamma + 1, vocab)"
-    doors.require_shape("target_probs", target_probs, (batch, gamma + 1, vocab), words)
-    doors.require_same_device("draft_tokens", draft_tokens, target_probs)
-    if draft_probs is None:
-        return
-    doors.require_floats("draft_probs", draft_probs)
-    doors.require_same_vocabulary(draft_probs, target_probs)
-    doors.require_shape("draft_probs", draft_probs, (batch, gamma, vocab), "(batch, gamma, vocab)")
-    doors.require_same_device("draft_probs", draft_probs, target_probs)
 
 
 def _check_laws(draft_probs: Tensor | None, target_probs: Tensor, lengths: Tensor) -> None:

@@ -76,6 +76,37 @@ def require_same_vocabulary(draft: Tensor, target: Tensor) -> None:
         )
 
 
+def require_draft(
+    draft_tokens: Tensor, draft_probs: Tensor | None, target_probs: Tensor, unit: str, draft_rows: int
+) -> None:  # fmt: skip
+    """Raise unless tokens (batch, unit) and the laws of both models belong together.
+
+    The target has one row more than there are tokens; the draft has `draft_rows` more (0 in a chain).
+    """
+    require_integers("draft_tokens", draft_tokens)
+    require_floats("target_probs", target_probs)
+    if draft_tokens.ndim != 2:
+        raise ValueError(
+            f"draft_tokens must have shape (batch, {unit}), got {tuple(draft_tokens.shape)}"
+        )
+    if target_probs.ndim != 3 or target_probs.shape[-1] < 1:
+        raise ValueError(
+            f"target_probs must have shape (batch, {unit} + 1, vocab), got "
+            f"{tuple(target_probs.shape)}"
+        )
+    batch, count = draft_tokens.shape
+    vocab, more = target_probs.shape[-1], f"(batch, {unit} + 1, vocab)"
+    require_shape("target_probs", target_probs, (batch, count + 1, vocab), more)
+    require_same_device("draft_tokens", draft_tokens, target_probs)
+    if draft_probs is None:
+        return
+    require_floats("draft_probs", draft_probs)
+    require_same_vocabulary(draft_probs, target_probs)
+    words = more if draft_rows else f"(batch, {unit}, vocab)"
+    require_shape("draft_probs", draft_probs, (batch, count + draft_rows, vocab), words)
+    require_same_device("draft_probs", draft_probs, target_probs)
+
+
 def resolve_uniforms(
     uniforms: Tensor | None,
     generator: torch.Generator | None,

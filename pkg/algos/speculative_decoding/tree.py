@@ -72,7 +72,7 @@ def verify_tree(
     >>> verify_tree(tokens, parents, None, p, uniforms=u).tokens  # 0.4 >= 0.3, then 0.6 < 0.5 / 0.7
     tensor([[0, 0]])
     """
-    _check_shapes(draft_tokens, draft_probs, target_probs)
+    doors.require_draft(draft_tokens, draft_probs, target_probs, "nodes", 1)
     batch, nodes = draft_tokens.shape
     parents, depth = resolve_parents(parents, draft_tokens, validate=validate)
     uniforms = doors.resolve_uniforms(uniforms, generator, (batch, nodes + 1), target_probs.device)
@@ -163,29 +163,6 @@ class _Walk:
 def _normalised(weights: Tensor) -> Tensor:
     total = weights.sum(-1, keepdim=True)
     return weights / total.where(total > 0, 1.0)
-
-
-def _check_shapes(draft_tokens: Tensor, draft_probs: Tensor | None, target_probs: Tensor) -> None:
-    doors.require_integers("draft_tokens", draft_tokens)
-    doors.require_floats("target_probs", target_probs)
-    if draft_tokens.ndim != 2:
-        raise ValueError(
-            f"draft_tokens must have shape (batch, nodes), got {tuple(draft_tokens.shape)}"
-        )
-    if target_probs.ndim != 3 or target_probs.shape[-1] < 1:
-        raise ValueError(
-            "target_probs must have shape (batch, nodes + 1, vocab), got "
-            f"{tuple(target_probs.shape)}"
-        )
-    batch, nodes = draft_tokens.shape
-    shape, words = (batch, nodes + 1, target_probs.shape[-1]), "(batch, nodes + 1, vocab)"
-    doors.require_shape("target_probs", target_probs, shape, words)
-    doors.require_same_device("draft_tokens", draft_tokens, target_probs)
-    if draft_probs is not None:
-        doors.require_floats("draft_probs", draft_probs)
-        doors.require_same_vocabulary(draft_probs, target_probs)
-        doors.require_shape("draft_probs", draft_probs, shape, words)
-        doors.require_same_device("draft_probs", draft_probs, target_probs)
 
 
 def resolve_parents(parents: Tensor, draft_tokens: Tensor, *, validate: bool) -> tuple[Tensor, int]:

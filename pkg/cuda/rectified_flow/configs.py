@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pkg.cuda.mixed_precision.configs import PHILOX_ROUNDS
+from pkg.cuda.mixed_precision.configs import PHILOX_ROUNDS, Config
 
 __all__ = ["CONFIGS", "PHILOX_ROUNDS", "Config", "tile"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a kernel is cut: elements of a program, a power of two from 256 up, and its warps."""
-
-    block: int
-    num_warps: int
 
 
 #: By kernel. A thread has 8 elements: one load of 16 bytes in half precision, two in float32.
