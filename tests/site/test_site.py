@@ -194,6 +194,19 @@ def test_dark_mode_can_be_chosen_and_figures_follow(site, browser):
     context.close()
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_captions_are_not_thin(site, browser, name):
+    """Light letters on black pass every rule on colours, and nobody can read them."""
+    page = browser.new_page()
+    page.goto(site + name)
+    weights = page.eval_on_selector_all(
+        "figcaption .caption-text", "all => all.map(one => getComputedStyle(one).fontWeight)"
+    )
+    page.close()
+    assert weights
+    assert all(int(weight) >= 400 for weight in weights)
+
+
 def test_the_landing_page_shows_the_book_in_one_screen(site, browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
