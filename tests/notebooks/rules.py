@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pkg.measured import WIDTH
+
 ENTRY = "application/vnd.checked.entry+json"
 LONGEST_CELL = 45
 FIGURES, EXERCISES, SHOWN = 3, 6, 0.8
@@ -112,6 +114,17 @@ def cells_are_short(notebook: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def prints_fit_the_page(notebook: Mapping[str, Any]) -> list[str]:
+    """No printed line is longer than the website's column, where its end would be cut off."""
+    return [
+        f"cell {number}: a printed line of {len(line)} characters, {WIDTH} fit: {line[:40]!r}..."
+        for number, output in outputs(notebook)
+        if output["output_type"] == "stream"
+        for line in text(output["text"]).splitlines()
+        if len(line) > WIDTH
+    ]
+
+
 def figures_are_described(notebook: Mapping[str, Any]) -> list[str]:
     """Every figure has a name, a caption and a text for those who do not see it; three at least."""
     complaints, count = [], 0
@@ -167,6 +180,7 @@ RULES = (
     no_typed_equation_in_cells,
     equations_come_from_the_ledger,
     cells_are_short,
+    prints_fit_the_page,
     figures_are_described,
     has_exercises,
     mostly_shown,

@@ -152,6 +152,18 @@ def test_a_long_cell_is_refused():
     assert rules.cells_are_short(book(code("\n".join(["x"] * 46))))
 
 
+def test_prints_must_fit_the_page():
+    def printing(line):
+        cell = code()
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["short\n", line]}]
+        return book(cell)
+
+    assert not rules.prints_fit_the_page(printing("x" * 79))
+    assert rules.prints_fit_the_page(printing("x" * 80)) == [
+        f"cell 1: a printed line of 80 characters, 79 fit: {'x' * 40!r}..."
+    ]
+
+
 def test_figures_need_name_caption_and_alt():
     said = {"figure": {"name": "f", "caption": "c"}, "image": {"alt": "a"}}
     good = code(data={"image/svg+xml": "<svg/>"}, mystnb=said)
