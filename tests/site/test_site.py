@@ -195,6 +195,20 @@ def test_dark_mode_can_be_chosen_and_figures_follow(site, browser):
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
+def test_no_printed_table_is_cut_off(site, browser, name):
+    """At the width of a desk: on a phone tables scroll."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(site + name)
+    cut = page.eval_on_selector_all(
+        ".cell_output .stream pre",
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)",
+    )
+    assert page.locator(".cell_output .stream pre").count() > 0
+    page.close()
+    assert cut == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_captions_are_not_thin(site, browser, name):
     """Light letters on black pass every rule on colours, and nobody can read them."""
     page = browser.new_page()
