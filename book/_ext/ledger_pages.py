@@ -51,7 +51,7 @@ def _notebooks(env: BuildEnvironment) -> dict[str, Stored]:
     return {name: read_file(path) for name, path in paths.items() if path.suffix == ".ipynb"}
 
 
-class _LedgerDirective(SphinxDirective):
+class LedgerDirective(SphinxDirective):
     """A directive that shows entries, and is run again when a notebook changes."""
 
     def notebooks(self) -> dict[str, Stored]:
@@ -63,7 +63,7 @@ class _LedgerDirective(SphinxDirective):
         return stored
 
 
-class LedgerEntry(_LedgerDirective):
+class LedgerEntry(LedgerDirective):
     """`{ledger-entry} chapter:name`: the equation, its evidence, and a link to its place."""
 
     required_arguments = 1
@@ -98,7 +98,7 @@ class LedgerEntry(_LedgerDirective):
         return []
 
 
-class LedgerTable(_LedgerDirective):
+class LedgerTable(LedgerDirective):
     """`{ledger-table}`: the totals, then for each chapter a table of its entries."""
 
     def run(self) -> list[nodes.Node]:

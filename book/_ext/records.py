@@ -1,9 +1,9 @@
-"""What a notebook says about its equations: the ledger's records in its stored outputs."""
+"""What a notebook says of itself: the records of entries and exhibits in its stored outputs."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 #: The MIME type under which the ledger stores an entry's record (`pkg.ledger.MIME`; repeated
 #: here so that the site is built without importing the package's scientific dependencies).
 MIME = "application/vnd.checked.entry+json"
+#: The same for an exhibit of the museum (`tests.museum.MIME`).
+EXHIBIT = "application/vnd.checked.exhibit+json"
 
 #: The classes of evidence, in the order in which they are counted and shown.
 CLASSES = ("definition", "proved", "checked", "cited")
@@ -35,12 +37,29 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """One published bug as a notebook stored it, refused by the entry `entry`."""
+
+    id: str
+    chapter: str
+    title: str
+    project: str
+    threads: tuple[tuple[str, str], ...]
+    story: str
+    entry: str
+    variant: str
+    reason: str
+    cost: str
+
+
+@dataclass(frozen=True)
 class Stored:
     """The records of one notebook, the cells that print bare LaTeX, and broken records."""
 
     records: tuple[Record, ...]
     latex_cells: tuple[int, ...]
     problems: tuple[str, ...]
+    exhibits: tuple[Exhibit, ...] = ()
 
     def by_id(self) -> dict[str, Record]:
         """Return the records by their id (the first one, where an id is used twice)."""
@@ -80,6 +99,15 @@ def _record(data: dict[str, Any], cell: int) -> Record:
     )
 
 
+def _exhibit(raw: dict[str, Any]) -> Exhibit:
+    missing = [field.name for field in fields(Exhibit) if field.name not in raw]
+    if missing:
+        raise ValueError(f"the exhibit lacks {', '.join(missing)}")
+    threads = tuple((label, address) for label, address in raw["threads"])
+    kept = {field.name: raw[field.name] for field in fields(Exhibit)}
+    return Exhibit(**kept | {"threads": threads})
+
+
 def _outputs(notebook: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """Return (cell number from 1, data) of every output that holds data."""
     return [
@@ -92,16 +120,18 @@ def _outputs(notebook: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
 
 def read_text(text: str) -> Stored:
     """Read the records out of a notebook's JSON."""
-    records, latex, problems = [], [], []
+    records, exhibits, latex, problems = [], [], [], []
     for number, data in _outputs(json.loads(text)):
-        if MIME in data:
-            try:
+        try:
+            if MIME in data:
                 records.append(_record(data, number))
-            except ValueError as error:
-                problems.append(f"cell {number}: {error}")
-        elif "text/latex" in data:
-            latex.append(number)
-    return Stored(tuple(records), tuple(latex), tuple(problems))
+            elif EXHIBIT in data:
+                exhibits.append(_exhibit(data[EXHIBIT]))
+            elif "text/latex" in data:
+                latex.append(number)
+        except ValueError as error:
+            problems.append(f"cell {number}: {error}")
+    return Stored(tuple(records), tuple(latex), tuple(problems), tuple(exhibits))
 
 
 def without_records(text: str) -> str:
@@ -109,6 +139,7 @@ def without_records(text: str) -> str:
     notebook = json.loads(text)
     for _, data in _outputs(notebook):
         data.pop(MIME, None)
+        data.pop(EXHIBIT, None)
     return json.dumps(notebook)
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import Any
 
 from tests.mutants import record
-from tests.mutants.code import Verdicts, all_mutants, judge
+from tests.mutants.code import all_mutants, judge
 from tests.mutants.entries import attack
 from tests.mutants.kernels import judge_kernels, kernel_mutants
 from tests.mutants.mutations import Mutant
 
-PARTS = ("code", "kernels", "entries")
+PARTS = ("code", "kernels", "entries", "exercises")
 
 
-def every(mutants: list[Mutant], most: int) -> list[Mutant]:
-    """Return at most `most` of them, evenly spread."""
+def every(mutants: list[Mutant], most: int, shift: int = 0) -> list[Mutant]:
+    """Return at most `most` of them, evenly spread; another `shift` chooses others."""
     if not most or len(mutants) <= most:
         return mutants
-    return [mutants[i * len(mutants) // most] for i in range(most)]
+    return [mutants[(i * len(mutants) // most + shift) % len(mutants)] for i in range(most)]
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--most", type=int, default=0, help="at most so many code mutants")
     parser.add_argument("--kernels", type=int, default=60, help="at most so many kernel mutants")
+    parser.add_argument("--shift", type=int, default=0, help="choose others of them")
     parser.add_argument("--store", action="store_true", help="record the result")
     options = parser.parse_args()
     for slug in options.slugs:
@@ -39,27 +41,39 @@ def main() -> int:
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
             print(f"{slug} {minutes}:{seconds:02d} {text}", file=sys.__stderr__, flush=True)
 
-        chosen = every(all_mutants(slug), options.most) if "code" in options.parts else []
-        verdicts = judge(slug, chosen, options.jobs, say) if chosen else Verdicts()
-        attempts = attack(slug, say) if "entries" in options.parts else []
-        kernels = []
+        found: dict[str, Any] = {}
+        if "code" in options.parts:
+            there = all_mutants(slug)
+            chosen = every(there, options.most, options.shift)
+            origin = record.code_origin(slug)
+            verdicts = judge(slug, chosen, options.jobs, say)
+            found["code"] = record.code(slug, len(there), chosen, verdicts, origin)
         if "kernels" in options.parts:
-            kernels = judge_kernels(
-                slug, every(kernel_mutants(slug), options.kernels), options.jobs, say
-            )
-        found = record.summary(slug, chosen, verdicts, kernels, attempts)
-        _report(found)
+            there = kernel_mutants(slug)
+            chosen = every(there, options.kernels, options.shift)
+            origin = record.kernel_origin(slug)
+            outcomes = judge_kernels(slug, chosen, options.jobs, say)
+            found["kernels"] = record.kernels(slug, len(there), outcomes, origin)
+        if "entries" in options.parts:
+            origin = record.code_origin(slug)
+            attempts = attack(slug, say)
+            found["formulas"] = record.attempts(slug, attempts, "formula", origin)
+            found["vacuity"] = record.attempts(slug, attempts, "vacuity", origin)
+        if "exercises" in options.parts:
+            found["exercises"] = record.exercises(slug)
+        _report(slug, found)
         if options.store:
-            say(f"recorded in {record.store(found)}")
+            say(f"recorded in {record.store(slug, found)}")
     return 0
 
 
-def _report(found: dict[str, object]) -> None:
-    for part in ("code", "kernels", "formulas", "vacuity"):
-        numbers = found[part]
-        assert isinstance(numbers, dict)
+def _report(slug: str, found: dict[str, Any]) -> None:
+    for part, numbers in found.items():
         short = {k: len(v) if isinstance(v, list) else v for k, v in numbers.items()}
-        print(f"{found['chapter']} {part}: {short}")
+        short.pop("origin", None)
+        print(f"{slug} {part}: {short}")
+        for name in numbers.get("only_tests", []):
+            print(f"  only the tests: {name}")
         for name in [*numbers.get("survived", []), *numbers.get("accepted", [])]:
             print(f"  alive: {name}")
 

@@ -19,7 +19,7 @@ from tests.mutants.swapping import Importing
 def kernel_mutants(slug: str) -> list[Mutant]:
     """Return the mutants that lie inside functions that Triton compiles."""
     found = []
-    for path in _files(slug):
+    for path in kernel_files(slug):
         compiled = _compiled(path)
         found += [m for m in mutants(path, ROOT) if m.function in compiled]
     return found

@@ -1,58 +1,133 @@
-"""The recorded result of a chapter's mutants, and whether the chapter is still the one it names."""
+"""The recorded results of a chapter's mutants, and whether its code is still what they are of."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from book.recordings.origin import made_by
+from book.recordings.origin import fingerprint, made_by
 from tests.mutants.code import Verdicts, sources
 from tests.mutants.entries import Attempt
+from tests.mutants.kernels import kernel_files
 from tests.mutants.mutations import Mutant
 from tests.mutants.notebook import ROOT
 
 FOLDER = ROOT / "book" / "recordings" / "mutants"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+PARTS = ("code", "kernels", "formulas", "vacuity", "exercises")
 
 
-def equivalents(slug: str) -> dict[tuple[str, str, str], str]:
+# ------------------------------------------------------------------ what no check can refuse
+
+
+def _listed(slug: str, part: str) -> list[dict[str, str]]:
+    every = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    return every.get(slug, {}).get(part, [])
+
+
+def equivalent_mutants(slug: str) -> dict[tuple[str, str, str], str]:
     """Return the mutants that no test can kill, as (file, before, after), each with its reason."""
-    listed = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get(slug, [])
-    return {(e["file"], e["before"], e["after"]): e["reason"] for e in listed}
+    return {(e["file"], e["before"], e["after"]): e["reason"] for e in _listed(slug, "code")}
 
 
-def summary(
-    slug: str, chosen: list[Mutant], verdicts: Verdicts, kernels: list[tuple[Mutant, str]],
-    attempts: Iterable[Attempt],
-) -> dict[str, Any]:  # fmt: skip
-    """Return what is recorded of one chapter."""
-    known = equivalents(slug)
-    attempts = list(attempts)
+def equivalent_formulas(slug: str) -> dict[tuple[str, str], str]:
+    """Return the changes of formulas that say the same, as (entry, change), with their reasons."""
+    return {(e["entry"], e["change"]): e["reason"] for e in _listed(slug, "formulas")}
+
+
+# ------------------------------------------------------------------ what is recorded
+
+
+def code_origin(slug: str) -> dict[str, Any]:
+    """Return the origin of a record of the algorithm; to be asked for before the run."""
+    return made_by(_relative(sources(slug)), f"{os.cpu_count()} cores")
+
+
+def kernel_origin(slug: str) -> dict[str, Any]:
+    """Return the origin of a record of the kernels; to be asked for before the run."""
+    return made_by(_relative(kernel_files(slug)), f"{os.cpu_count()} cores")
+
+
+def code(
+    slug: str, there: int, chosen: Sequence[Mutant], verdicts: Verdicts, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is recorded of the code mutants: `there` exist, the `chosen` were tried."""
+    survived, equivalent = _split(slug, verdicts.survived)
+    words = [*verdicts.chapter.values(), *verdicts.tests.values()]
     return {
-        "chapter": slug,
-        "code": _code(chosen, verdicts, known),
-        "kernels": _kernels(kernels, known),
-        "formulas": _attempts(attempts, "formula"),
-        "vacuity": _attempts(attempts, "vacuity"),
-        "origin": made_by(
-            [str(path.relative_to(ROOT)) for path in sources(slug)], f"{os.cpu_count()} cores"
-        ),
+        "there": there,
+        "mutants": len(chosen),
+        "by_chapter": len(verdicts.chapter),
+        "by_tests_only": len(verdicts.tests),
+        "timeouts": words.count("timeout"),
+        "survived": survived,
+        "equivalent": equivalent,
+        "only_tests": [mutant.name for mutant in verdicts.tests],
+        "origin": origin,
     }
 
 
-def store(found: dict[str, Any]) -> Path:
-    """Write a chapter's record."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{found['chapter']}.json"
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+def kernels(
+    slug: str, there: int, outcomes: Sequence[tuple[Mutant, str]], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is recorded of the kernel mutants."""
+    survived, equivalent = _split(slug, (m for m, word in outcomes if word == "survived"))
+    return {
+        "there": there,
+        "mutants": len(outcomes),
+        "killed": sum(word != "survived" for _, word in outcomes),
+        "survived": survived,
+        "equivalent": equivalent,
+        "origin": origin,
+    }
 
 
-def _split(alive: Iterable[Mutant], known: dict[tuple[str, str, str], str]) -> tuple[Any, Any]:
+def attempts(
+    slug: str, every: Iterable[Attempt], kind: str, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is recorded of the wrong statements, or of the spoilt implementations."""
+    ours = [attempt for attempt in every if attempt.attack == kind]
+    known = equivalent_formulas(slug)
+    counts = {
+        word: sum(a.outcome == word for a in ours) for word in ("refused", "timeout", "also true")
+    }
+    same = sum(a.outcome == "equivalent" for a in ours)
+    accepted = [a for a in ours if a.outcome == "accepted"]
+    listed = [a for a in accepted if (a.entry, a.what) in known]
+    return {
+        "attempts": len(ours),
+        **counts,
+        "equivalent": same + len(listed),
+        "listed": [f"{a.entry}: {a.what}: {known[a.entry, a.what]}" for a in listed],
+        "accepted": [f"{a.entry}: {a.what}" for a in accepted if a not in listed],
+        "origin": origin,
+    }
+
+
+def exercises(slug: str) -> dict[str, Any]:
+    """Judge every exercise of a chapter: its solution, its wrong answers, and no answer."""
+    module = f"pkg.exercises.{slug}"
+    every = list(importlib.import_module(module).exercises)
+    wrong = [(exercise, answer) for exercise in every for answer, _ in exercise.wrong]
+    return {
+        "exercises": len(every),
+        "solved": sum(exercise.judge(exercise.solution).accepted is True for exercise in every),
+        "wrong": len(wrong),
+        "refused": sum(exercise.judge(answer).accepted is False for exercise, answer in wrong),
+        "empty_refused": sum(
+            not exercise.judge(empty) for exercise in every for empty in (..., None)
+        ),
+        "origin": made_by([f"{module.replace('.', '/')}.py"], f"{os.cpu_count()} cores"),
+    }
+
+
+def _split(slug: str, alive: Iterable[Mutant]) -> tuple[list[str], list[dict[str, str]]]:
+    known = equivalent_mutants(slug)
     survived, equivalent = [], []
     for mutant in alive:
         reason = known.get((mutant.path, mutant.before, mutant.after))
@@ -63,34 +138,38 @@ def _split(alive: Iterable[Mutant], known: dict[tuple[str, str, str], str]) -> t
     return survived, equivalent
 
 
-def _code(chosen: list[Mutant], verdicts: Verdicts, known: Any) -> dict[str, Any]:
-    survived, equivalent = _split(verdicts.survived, known)
-    return {
-        "mutants": len(chosen),
-        "by_chapter": len(verdicts.chapter),
-        "by_tests_only": len(verdicts.tests),
-        "timeouts": sum(
-            word == "timeout" for word in [*verdicts.chapter.values(), *verdicts.tests.values()]
-        ),
-        "survived": survived,
-        "equivalent": equivalent,
-        "only_tests": [mutant.name for mutant in verdicts.tests],
+# ------------------------------------------------------------------ the record on disk
+
+
+def load(slug: str) -> dict[str, Any]:
+    """Return a chapter's record; empty where it has none."""
+    path = FOLDER / f"{slug}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def store(slug: str, found: dict[str, Any]) -> Path:
+    """Write the parts that were found into a chapter's record, and keep its other parts."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    whole = load(slug) | found
+    path = FOLDER / f"{slug}.json"
+    ordered = {part: whole[part] for part in PARTS if part in whole}
+    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def outdated(slug: str) -> list[str]:
+    """Return the parts of a chapter's record that are missing, or of other code than today's."""
+    found = load(slug)
+    today = {
+        "code": fingerprint(_relative(sources(slug))),
+        "kernels": fingerprint(_relative(kernel_files(slug))),
+        "exercises": fingerprint([f"pkg/exercises/{slug}.py"]),
     }
+    today["formulas"] = today["vacuity"] = today["code"]
+    return [
+        part for part in PARTS if found.get(part, {}).get("origin", {}).get("code") != today[part]
+    ]
 
 
-def _kernels(kernels: list[tuple[Mutant, str]], known: Any) -> dict[str, Any]:
-    survived, equivalent = _split((m for m, word in kernels if word == "survived"), known)
-    killed = sum(word != "survived" for _, word in kernels)
-    return {
-        "mutants": len(kernels), "killed": killed, "survived": survived, "equivalent": equivalent,
-    }  # fmt: skip
-
-
-def _attempts(attempts: list[Attempt], kind: str) -> dict[str, Any]:
-    ours = [a for a in attempts if a.attack == kind]
-    counts = {
-        word: sum(a.outcome == word for a in ours)
-        for word in ("refused", "timeout", "equivalent", "also true")
-    }
-    accepted = [f"{a.entry}: {a.what}" for a in ours if a.outcome == "accepted"]
-    return {"attempts": len(ours), **counts, "accepted": accepted}
+def _relative(paths: Iterable[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]

@@ -1,0 +1,50 @@
+"""The museum on the site: `{museum}` lists every published bug that a chapter refused."""
+
+from __future__ import annotations
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.typing import ExtensionMetadata
+
+from book._ext.chapters import CHAPTERS, TITLES
+from book._ext.ledger_pages import LedgerDirective
+from book._ext.records import Exhibit, Stored
+
+_ORDER = {chapter.docname: place for place, chapter in enumerate(CHAPTERS)}
+
+
+class MuseumPage(LedgerDirective):
+    """`{museum}`: how many there are, then a section a chapter with its exhibits."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the page's text, parsed as Markdown, so that stories may hold formulas and code."""
+        stored = {name: each for name, each in self.notebooks().items() if each.exhibits}
+        return self.parse_text_to_nodes(markdown(stored), allow_section_headings=True)
+
+
+def markdown(stored: dict[str, Stored]) -> str:
+    """Return the museum as Markdown; each chapter's docname stands before what it stored."""
+    every = [exhibit for each in stored.values() for exhibit in each.exhibits]
+    projects = sorted({exhibit.project for exhibit in every}, key=str.lower)
+    parts = [f"{len(every)} bugs, from {', '.join(projects)}."] if every else []
+    for docname in sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))):
+        slug = docname.rsplit("/", 1)[-1]
+        parts += [f"## {TITLES.get(slug, slug)}"]
+        parts += [_one(exhibit, docname) for exhibit in stored[docname].exhibits]
+    return "\n\n".join(parts)
+
+
+def _one(exhibit: Exhibit, docname: str) -> str:
+    links = ", ".join(f"[{label}]({address})" for label, address in exhibit.threads)
+    return (
+        f"### {exhibit.title}\n\n"
+        f"{exhibit.story} ({links})\n\n"
+        f"Refused by {{eq}}`{exhibit.entry}` of [the chapter](/{docname}): {exhibit.reason}.\n\n"
+        f"*What it would have cost:* {exhibit.cost}"
+    )
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the directive."""
+    app.add_directive("museum", MuseumPage)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
