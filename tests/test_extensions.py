@@ -16,7 +16,8 @@ from pkg.plotting import INK, figure, show
 
 ROOT = Path(__file__).parents[1]
 CONF = """
-extensions = ["myst_nb", "book._ext.ledger_pages", "book._ext.museum", "book._ext.chapters", "book._ext.inline_svg"]
+extensions = ["myst_nb", "book._ext.ledger_pages", "book._ext.museum", "book._ext.chapters"]
+extensions += ["book._ext.inline_svg"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"

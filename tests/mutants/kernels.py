@@ -56,7 +56,8 @@ def _try(mutant: Mutant, files: list[str], folder: Path) -> int:
     return KILLED if run_tests("-m", "interpreter", *files) else SURVIVED
 
 
-def _files(slug: str) -> list[Path]:
+def kernel_files(slug: str) -> list[Path]:
+    """Return the files of a chapter's kernels."""
     folder = ROOT / "pkg" / "cuda" / slug
     return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
