@@ -197,7 +197,7 @@ def _by_tests(
     for mutant, word in processes.outcomes(jobs, at_once=at_once):
         if word != "survived":
             killed[mutant] = word
-    with _measuring(slug) as recorder, _silence():
+    with _measuring(slug) as recorder, silence():
         watching = _Watching(recorder)
         status = run_tests(*test_files(slug), plugin=watching)
     if status:
@@ -266,7 +266,8 @@ def _lines_by_part(recorder: Any) -> dict[str, Lines]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """Let nothing that is printed reach the terminal."""
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutants import processes
-from tests.mutants.code import run_tests, warm
+from tests.mutants.code import run_tests, silence, warm
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT
 from tests.mutants.processes import KILLED, SURVIVED, Job
@@ -39,6 +39,9 @@ def _judge(slug: str, chosen: list[Mutant], at_once: int, say: Any) -> list[tupl
     warm()
     files = [str(path) for path in sorted((ROOT / "tests/cuda").glob(f"test_{slug}*.py"))]
     found: list[tuple[Mutant, str]] = []
+    say("the kernels' tests as they are")
+    if processes.call(lambda: _silent_tests(files)):
+        raise RuntimeError(f"{slug}: the kernels' tests fail as they are")
     with tempfile.TemporaryDirectory() as folder:
         jobs = (Job(m, lambda m=m: _try(m, files, Path(folder)), 300) for m in chosen)
         for mutant, word in processes.outcomes(jobs, at_once=at_once):
@@ -47,6 +50,11 @@ def _judge(slug: str, chosen: list[Mutant], at_once: int, say: Any) -> list[tupl
                 alive = sum(word == "survived" for _, word in found)
                 say(f"{len(found)} of {len(chosen)} kernel mutants tried, {alive} alive")
     return found
+
+
+def _silent_tests(files: list[str]) -> int:
+    with silence():
+        return run_tests("-m", "interpreter", *files)
 
 
 def _try(mutant: Mutant, files: list[str], folder: Path) -> int:
