@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from book.recordings.origin import chapter_files
 from tests.mutants import processes
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT, Runner, Shown, cells
@@ -44,8 +45,7 @@ class Baseline:
 
 def sources(slug: str) -> list[Path]:
     """Return the files of a chapter's algorithm."""
-    folder = ROOT / "pkg" / "algos" / slug
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    return [ROOT / file for file in chapter_files("pkg/algos", slug)]
 
 
 def all_mutants(slug: str) -> list[Mutant]:

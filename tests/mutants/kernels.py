@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from book.recordings.origin import chapter_files
 from tests.mutants import processes
 from tests.mutants.code import run_tests, silence, warm
 from tests.mutants.mutations import Mutant, mutants
@@ -19,7 +20,7 @@ from tests.mutants.swapping import Importing
 def kernel_mutants(slug: str) -> list[Mutant]:
     """Return the mutants that lie inside functions that Triton compiles."""
     found = []
-    for path in kernel_files(slug):
+    for path in [ROOT / file for file in chapter_files("pkg/cuda", slug)]:
         compiled = _compiled(path)
         found += [m for m in mutants(path, ROOT) if m.function in compiled]
     return found
@@ -62,12 +63,6 @@ def _try(mutant: Mutant, files: list[str], folder: Path) -> int:
     own.mkdir()
     Importing(mutant, ROOT, own).install()
     return KILLED if run_tests("-m", "interpreter", *files) else SURVIVED
-
-
-def kernel_files(slug: str) -> list[Path]:
-    """Return the files of a chapter's kernels."""
-    folder = ROOT / "pkg" / "cuda" / slug
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
 def _compiled(path: Path) -> set[str]:
