@@ -104,7 +104,7 @@ def _fake(
 # ---------------------------------------------------------------- gradients
 
 
-def _formula(
+def affine_coupling_gradients(
     gradient: Tensor, sum_gradient: Tensor, x: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float, inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -138,7 +138,8 @@ def _backward_cpu(
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _fresh(
-        _formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient
+        affine_coupling_gradients(gradient, sum_gradient, x, raw, shift, mask, first, bound, False),
+        gradient,
     )
 
 
@@ -147,7 +148,8 @@ def _inverse_backward_cpu(
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _fresh(
-        _formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient
+        affine_coupling_gradients(gradient, sum_gradient, z, raw, shift, mask, first, bound, True),
+        gradient,
     )
 
 
@@ -194,7 +196,9 @@ def _second(ctx: Any, *arriving: Tensor, inverse: bool = False) -> tuple[Any, ..
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
         g, by_sum, x, raw, shift = leaves
-        found = _formula(g, by_sum, x, raw, shift, mask, ctx.first, ctx.bound, inverse)
+        found = affine_coupling_gradients(
+            g, by_sum, x, raw, shift, mask, ctx.first, ctx.bound, inverse
+        )
     again = torch.autograd.grad(found, leaves, arriving, allow_unused=True)
     return (*again, None, None, None)
 
