@@ -211,6 +211,26 @@ def test_learnt_noise_has_the_density_that_it_says():
     assert torch.allclose(shares, q / 10, atol=0.01)
 
 
+def test_learnt_noise_sees_the_counts_from_minus_one_to_one():
+    seen = []
+
+    class Watching(MLP):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    VariationalDequantisation(Watching(3, 6, (2,)), bins=17)(torch.tensor([[0, 16, 4]]))
+    assert seen[0].tolist() == [[-1.0, 1.0, -0.5]]
+
+
+def test_bits_of_a_flow_are_those_of_its_density():
+    flow, x, shape = ready("RealNVP")
+    told = flow.bits_per_dim(x, bins=256)
+    expected = (math.log(256) - flow.log_prob(x) / math.prod(shape)) / math.log(2)
+    torch.testing.assert_close(told, expected, rtol=1e-14, atol=1e-14)
+    flow.bits_per_dim(x.round(), bins=2)  # both ends of the unit interval belong to it
+
+
 def test_the_models_start_near_the_base():
     for name in ("NICE", "RealNVP, one level"):
         flow = MODELS[name](torch.Generator().manual_seed(0))
