@@ -184,3 +184,29 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
     monkeypatch.setattr(training.distributed, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="multiple of the 3 processes, got 8"):
         fit(small(), counts(), bins=4, steps=1, batch=8, lr=1e-3, seed=0)
+
+
+def test_a_batch_that_can_be_divided_is_taken(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    for name, value in (("is_initialized", True), ("get_world_size", 3), ("get_rank", 2)):
+        monkeypatch.setattr(training.distributed, name, lambda value=value: value)
+    assert training._place(9) == (2, 3)
+    monkeypatch.setattr(training.distributed, "is_initialized", lambda: False)
+    assert training._place(8) == (0, 1)
+
+
+def test_losses_are_averaged_over_the_processes(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    monkeypatch.setattr(training.distributed, "all_reduce", lambda loss: loss.mul_(5))
+    assert training._mean(torch.tensor(3.0), 5) == 3.0  # five processes that all lost 3
+    assert training._mean(torch.tensor(3.0), 1) == 3.0
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with training.processes() as found:
+        assert found == (0, 1)

@@ -21,6 +21,7 @@ from pkg.algos.coupling_flows import (
     RationalQuadraticCoupling,
     RealNVP,
     Scaling,
+    StandardLogistic,
     StandardNormal,
     VariationalDequantisation,
     bits_per_dim,
@@ -229,6 +230,17 @@ def test_bits_of_a_flow_are_those_of_its_density():
     expected = (math.log(256) - flow.log_prob(x) / math.prod(shape)) / math.log(2)
     torch.testing.assert_close(told, expected, rtol=1e-14, atol=1e-14)
     flow.bits_per_dim(x.round(), bins=2)  # both ends of the unit interval belong to it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_uniform_draw_of_zero_has_a_logit_all_the_same(dtype, monkeypatch):
+    """As that of the smallest positive number that can be drawn: half the spacing below 1."""
+    base = StandardLogistic(3).to(dtype)
+    smallest = torch.finfo(dtype).eps / 2
+    drawn = torch.tensor([[0.0, smallest, 2 * smallest]], dtype=dtype)
+    monkeypatch.setattr(torch, "rand", lambda size, **options: drawn)
+    expected = [math.log(u / (1 - u)) for u in (smallest, smallest, 2 * smallest)]
+    assert base.sample(1)[0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_models_start_near_the_base():
