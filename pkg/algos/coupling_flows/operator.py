@@ -5,7 +5,8 @@ channels `first`, `first + 1`, ... of x; the other channels are copied. Where ra
 mask may keep single elements. `bound` is 0 for none. Log-determinants are in nats, float32 for
 16-bit inputs. The CPU forms do what the plain form in `functional` does in fewer passes: one new
 tensor is made and filled, and what nobody needs afterwards is written over. Dinh et al. (2017), section 3.2.
-Ledger: `coupling_flows:affine_coupling`, `coupling_flows:affine_log_det`.
+Ledger: `coupling_flows:affine_coupling`, `coupling_flows:affine_log_det`,
+`coupling_flows:coupling_gradient`.
 """
 
 from __future__ import annotations
