@@ -109,7 +109,11 @@ def affine_coupling_gradients(
     gradient: Tensor, sum_gradient: Tensor, x: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float, inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients by x, raw and shift, made of operations that have gradients again."""
+    """Return the gradients by x, raw and shift, made of operations that have gradients again.
+
+    `gradient` has arrived by z, `sum_gradient` (N,) by the log-determinant; with `inverse`, x stands
+    for what the inverse was given. Ledger: `coupling_flows:coupling_gradient`.
+    """
     wide = WIDE.get(x.dtype, x.dtype)
     ratio = (raw.to(wide) / bound).tanh() if bound > 0 else raw.to(wide)
     scale = (bound * ratio if bound > 0 else ratio).exp()
