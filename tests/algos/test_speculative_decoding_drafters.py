@@ -198,7 +198,7 @@ def test_at_the_door():
     for sizes, error, words in (
         ((2, 3), ValueError, "max_ngram must be at least 3, got 2"),
         ((2, 0), ValueError, "min_ngram must be at least 1, got 0"),
-        ((2.5, 1), TypeError, "max_ngram must be an integer, got float"),
+        ((2.5, 1), TypeError, "max_ngram must be an int, got 2.5"),
     ):
         with pytest.raises(error, match=words):
             PromptLookupDrafter(*sizes)
