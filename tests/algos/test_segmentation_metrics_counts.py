@@ -12,7 +12,7 @@ from pkg.algos.segmentation_metrics.counts import count_label_pairs
 
 #: Labels that lie so far from the classes that the codes take another way: no lanes, 64 bits, no
 #: table at all.
-FAR = (3, 9, -1, -2, 255, 3000, 40_000, -40_000, 10**7, -(10**7), 2**40)
+FAR = (3, 9, -1, -2, 255, 1000, 3000, 15_000, 40_000, -40_000, 10**7, -(10**7), 2**40)
 
 
 def by_definition(target, prediction, classes, ignore):
