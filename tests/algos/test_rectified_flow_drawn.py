@@ -27,6 +27,24 @@ def test_a_drawn_path_is_the_path_at_the_times_and_noise_that_were_drawn(name, g
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # some roundings of float64
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_drawn_path_has_the_gradient_of_its_coefficients(name, given):
+    """Once the times of every path but the straight ones stood in the way: they have no gradient."""
+    x1 = randn(6, 2).requires_grad_()
+    x0 = randn(6, 2, seed=1).requires_grad_() if given else None
+    drawn = draw_path(
+        x1, path=PATHS[name], time=UniformTime(), generator=torch.Generator().manual_seed(2), x0=x0
+    )
+    at = PATHS[name].coefficients(drawn.t.detach())
+    total = (drawn.xt + 2 * drawn.velocity).sum()
+    ends = [(x1, at.alpha + 2 * at.d_alpha), (x0, at.sigma + 2 * at.d_sigma)][: 1 + given]
+    found = torch.autograd.grad(total, [end for end, _ in ends])
+    for gradient, (_, wanted) in zip(found, ends, strict=True):
+        # some roundings of float64
+        torch.testing.assert_close(gradient, wanted[:, None].expand(6, 2), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", PATHS)
 def test_half_precision_is_rounded_once(name, dtype):
