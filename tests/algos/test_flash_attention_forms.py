@@ -330,3 +330,30 @@ def test_trees_that_do_not_fit():
         AncestorMask.from_parents(torch.tensor([-1, 1]))
     with pytest.raises(ValueError, match="parents must have shape"):
         AncestorMask.from_parents(torch.zeros(1, 1, 1, dtype=torch.int64))
+
+
+def test_what_the_kernels_cannot_take_is_refused_before_a_launch():
+    """Tensors without numbers stand for a GPU's: a fake operator answers where the door lets in."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def on_gpu(tokens, dim, dtype=torch.float16):
+        return torch.empty(1, 1, tokens, dim, dtype=dtype, device="cuda")
+
+    with FakeTensorMode():
+        lengths = torch.empty(1, dtype=torch.int64, device="cuda")
+        for dim in (16, 256):
+            x = on_gpu(64, dim)
+            assert flash_attention(x, x, x).shape == x.shape
+            assert flash_decode(x, x, x, lengths).shape == x.shape
+        for dim in (15, 257):
+            for form in (flash_attention, ring_attention):
+                with pytest.raises(
+                    ValueError, match=f"head_dim of 16 to 256 on the GPU, got {dim}"
+                ):
+                    form(*[on_gpu(4, dim)] * 3)
+        with pytest.raises(TypeError, match=r"on the GPU, got torch\.float64"):
+            flash_attention(*[on_gpu(4, 16, torch.float64)] * 3)
+        with pytest.raises(ValueError, match="at most 64 tokens on the GPU, got 65"):
+            flash_decode(*[on_gpu(65, 16)] * 3, lengths)
+        with pytest.raises(ValueError, match="lengths must be on q's device cuda:0, got cpu"):
+            flash_decode(*[on_gpu(4, 16)] * 3, torch.empty(1, dtype=torch.int64))

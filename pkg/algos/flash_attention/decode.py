@@ -112,7 +112,7 @@ def _decode(
     last = lengths.view(-1, 1, 1, 1) - q_len + torch.arange(q_len).view(-1, 1)
     visible = torch.arange(longest) <= last  # (batch, 1, q_len, longest)
     state = SoftmaxState.empty(*q.shape, dtype=accumulation_dtype(q.dtype))
-    part = max(1, -(-longest // max(1, splits)))
+    part = max(1, -(-longest // splits))
     for start in range(0, longest, part):
         end = min(start + part, longest)
         seen = Visibility(q_len, end - start, mask=visible[..., start:end])

@@ -114,7 +114,7 @@ class AncestorMask:
         rows = torch.arange(batch, device=table.device)
         for node in range(nodes):  # a parent's row is complete before its child's is made
             parent = table[:, node]
-            inherited = visible[rows, parent.clamp(min=0)] & (parent >= 0)[:, None]
+            inherited = visible[rows, parent] & (parent >= 0)[:, None]  # a root's -1 is no row
             visible[:, node] |= inherited
         return cls.from_dense(visible)
 
