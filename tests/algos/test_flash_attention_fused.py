@@ -7,6 +7,7 @@ from pkg.algos.flash_attention import AncestorMask, attention, flash_attention, 
 from pkg.algos.flash_attention.fused import fused_backward, fused_forward
 from pkg.algos.flash_attention.masks import Visibility
 from pkg.algos.flash_attention.tiled import tiled_backward, tiled_forward
+from tests.algos.attention_oracle import random_parents
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -14,9 +15,8 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def random_tree(nodes, batch=1):
-    generator = torch.Generator().manual_seed(nodes)
-    drawn = torch.rand(batch, nodes, generator=generator)
-    return AncestorMask.from_parents((drawn * torch.arange(nodes)).long() - 1)
+    parents = [random_parents(nodes, seed) for seed in range(batch)]
+    return AncestorMask.from_parents(torch.stack(parents))
 
 
 def dense(seen):
