@@ -320,10 +320,14 @@ def test_trees_that_do_not_fit():
         AncestorMask([1])
     with pytest.raises(ValueError, match="words must have shape"):
         AncestorMask(torch.zeros(1, 65, 1, dtype=torch.int64))
+    for shape in ((4, 1), (1, 1, 4, 1)):
+        with pytest.raises(ValueError, match="words must have shape"):
+            AncestorMask(torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"visible must be a boolean tensor, got torch\.float32"):
         AncestorMask.from_dense(torch.ones(2, 2))
-    with pytest.raises(ValueError, match="visible must have shape"):
-        AncestorMask.from_dense(torch.ones(2, 3).bool())
+    for shape in ((2, 3), (2, 2, 3), (2,), (1, 1, 2, 2)):
+        with pytest.raises(ValueError, match="visible must have shape"):
+            AncestorMask.from_dense(torch.ones(shape).bool())
     with pytest.raises(TypeError, match=r"parents must be an integer tensor, got torch\.float32"):
         AncestorMask.from_parents(torch.zeros(2))
     with pytest.raises(ValueError, match="parents must name a node before each child"):
