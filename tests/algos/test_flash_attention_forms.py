@@ -93,6 +93,12 @@ def test_packed_sequences_do_not_see_each_other(q_lens, k_lens, index):
             row, column = row + a, column + b
 
 
+def test_no_sequence_at_all():
+    x, none = torch.zeros(0, 2, 16), torch.tensor([0])
+    output = flash_attention_varlen(x, x, x, none, none, max_seqlen_q=0, max_seqlen_k=0)
+    assert output.shape == x.shape
+
+
 def test_a_nan_in_one_sequence_stays_there():
     q, k, v = packed(4, [5, 6], 2), packed(5, [5, 6], 2), packed(6, [5, 6], 2)
     k[7], v[8] = torch.nan, torch.inf
@@ -304,6 +310,7 @@ def test_packed_sequences_that_do_not_fit(change, error, message):
         ({"lengths": [6, 6]}, TypeError, "got list"),
         ({"lengths": torch.tensor([6])}, ValueError, r"lengths must have shape \(2,\), got \(1,\)"),
         ({"lengths": torch.tensor([6, 7])}, ValueError, "lengths must be between 0 and 6, got 7"),
+        ({"lengths": torch.tensor([0, 7])}, ValueError, "lengths must be between 0 and 6, got 7"),
         ({"lengths": torch.tensor([-1, 7])}, ValueError, "lengths must be between 0 and 6, got -1"),
         ({"splits": 0}, ValueError, "splits must be at least 1, got 0"),
         ({"splits": 1.5}, ValueError, "splits must be at least 1, got 1.5"),

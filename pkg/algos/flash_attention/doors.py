@@ -99,9 +99,14 @@ def _ends(window: Window) -> Window:
 
 def resolve_shift(align: Align, q_len: int, k_len: int) -> int:
     """Return the key position that belongs to query 0."""
+    check_align(align)
+    return k_len - q_len if align == "bottom_right" else 0
+
+
+def check_align(align: Align) -> None:
+    """Raise unless the corner is one of the two."""
     if align not in ("bottom_right", "top_left"):
         raise ValueError(f'align must be "bottom_right" or "top_left", got {align!r}')
-    return k_len - q_len if align == "bottom_right" else 0
 
 
 def resolve_mask(

@@ -93,7 +93,7 @@ def flash_attention_varlen(
             f"got {len(cu_seqlens_k)}"
         )
     left, right = doors.resolve_band(causal, window)
-    doors.resolve_shift(align, 0, 0)
+    doors.check_align(align)
     starts = (cu_seqlens_q.int(), cu_seqlens_k.int())
     output, lse = varlen_forward_operator(
         q, k, v, *starts, longest_q, longest_k, left, right, align == "bottom_right",
