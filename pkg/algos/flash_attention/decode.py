@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Visibility
 from pkg.algos.flash_attention.operator import BLOCK, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
@@ -71,21 +71,21 @@ def flash_decode(
     >>> flash_decode(k[:, :, :1], k, k, torch.tensor([2]), splits=2, scale=1.0)
     tensor([[[[0.7311, 0.2689, 0.0000, 0.0000]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v)
-    doors.check_device_limits(q)
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v)
+    arguments.check_device_limits(q)
     if q.device.type == "cuda" and q.shape[2] > 64:
         raise ValueError(f"q must have at most 64 tokens on the GPU, got {q.shape[2]}")
     _check_lengths(lengths, q, k.shape[2])
     if splits is not None and (not isinstance(splits, int) or splits < 1):
         raise ValueError(f"splits must be at least 1, got {splits}")
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     output, lse = decode_operator(q, k, v, lengths, splits or 0, factor)
     return (output, lse) if return_lse else output
 
 
 def _check_lengths(lengths: Tensor, q: Tensor, capacity: int) -> None:
-    doors.check_integers("lengths", lengths, q)
+    arguments.check_integers("lengths", lengths, q)
     if lengths.shape != q.shape[:1]:
         raise ValueError(f"lengths must have shape ({q.shape[0]},), got {tuple(lengths.shape)}")
     # On the GPU looking at the values would stall every step; the kernel clamps its loads there.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.fused import fused_backward, fused_forward, same_function
 from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
 from pkg.algos.flash_attention.products import accumulation_dtype
@@ -72,11 +72,11 @@ def flash_attention(
     tensor([[[[1.0000, 0.0000],
               [0.2689, 0.7311]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v)
-    doors.check_device_limits(q)
-    seen = doors.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v)
+    arguments.check_device_limits(q)
+    seen = arguments.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     output, lse = forward_operator(
         q, k, v, seen.mask, seen.ancestors, seen.left, seen.right, seen.shift, factor
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Align, Visibility, Window
 from pkg.algos.flash_attention.operator import BLOCK, backward_fake, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
@@ -77,14 +77,14 @@ def flash_attention_varlen(
             [0.0000, 0.7311, 0.2689],
             [0.0000, 0.2689, 0.7311]])
     """
-    doors.check_tensors(q, k, v, ndim=3, layout=_PACKED)
+    arguments.check_tensors(q, k, v, ndim=3, layout=_PACKED)
     if k.shape[:2] != v.shape[:2]:
         raise ValueError(
             f"v must have k's total and heads {tuple(k.shape[:2])}, got {tuple(v.shape[:2])}"
         )
-    doors.check_heads(q.shape[1], k.shape[1])
-    doors.check_head_dims(q, k, v)
-    doors.check_device_limits(q)
+    arguments.check_heads(q.shape[1], k.shape[1])
+    arguments.check_head_dims(q, k, v)
+    arguments.check_device_limits(q)
     longest_q = _check_starts("q", cu_seqlens_q, q, max_seqlen_q)
     longest_k = _check_starts("k", cu_seqlens_k, k, max_seqlen_k)
     if len(cu_seqlens_q) != len(cu_seqlens_k):
@@ -92,12 +92,12 @@ def flash_attention_varlen(
             f"cu_seqlens_k must have {len(cu_seqlens_q)} entries as cu_seqlens_q has, "
             f"got {len(cu_seqlens_k)}"
         )
-    left, right = doors.resolve_band(causal, window)
-    doors.check_align(align)
+    left, right = arguments.resolve_band(causal, window)
+    arguments.check_align(align)
     starts = (cu_seqlens_q.int(), cu_seqlens_k.int())
     output, lse = varlen_forward_operator(
         q, k, v, *starts, longest_q, longest_k, left, right, align == "bottom_right",
-        doors.resolve_scale(scale, q.shape[-1]),
+        arguments.resolve_scale(scale, q.shape[-1]),
     )  # fmt: skip
     return (output, lse) if return_lse else output
 
@@ -105,7 +105,7 @@ def flash_attention_varlen(
 def _check_starts(which: str, starts: Tensor, x: Tensor, longest: int | None) -> int:
     """Raise unless `starts` cuts x into sequences; return the length of the longest."""
     name = f"cu_seqlens_{which}"
-    doors.check_integers(name, starts, x)
+    arguments.check_integers(name, starts, x)
     if starts.ndim != 1 or len(starts) < 1:
         raise ValueError(f"{name} must have shape (sequences + 1,), got {tuple(starts.shape)}")
     if torch.compiler.is_compiling():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pkg.algos.speculative_decoding import doors
+from pkg.algos.speculative_decoding import arguments
 
 
 def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
@@ -79,13 +79,13 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 def _check_pair(p: Tensor, q: Tensor) -> None:
     for name, tensor in (("p", p), ("q", q)):
-        doors.require_floats(name, tensor)
+        arguments.check_floats(name, tensor)
         if not tensor.ndim:
             raise ValueError(f"{name} must have shape (..., vocab), got a scalar")
-    doors.require_same_device("q", q, p)
+    arguments.check_same_device("q", q, p)
     if p.shape[-1] != q.shape[-1]:
         raise ValueError(
             f"p and q must be over one vocabulary, got {p.shape[-1]} and {q.shape[-1]} tokens"
         )
-    doors.require_distributions("p", p)
-    doors.require_distributions("q", q)
+    arguments.check_distributions("p", p)
+    arguments.check_distributions("q", q)
