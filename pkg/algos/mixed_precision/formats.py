@@ -110,10 +110,7 @@ class FloatFormat:
     @property
     def largest_exponent(self) -> int:
         """The exponent e of the largest number, which lies between 2^e and 2^(e+1)."""
-        top = 2**self.exponent_bits - 1
-        if self.has_infinity or (self.has_nan and self.mantissa_bits == 0):
-            top -= 1
-        return top - self.bias
+        return 2**self.exponent_bits - 1 - self.has_infinity - self.bias
 
     @property
     def max(self) -> float:
