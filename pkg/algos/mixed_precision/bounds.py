@@ -103,14 +103,14 @@ def _kahan(terms: int, u: float) -> float:
     if terms <= 1:
         return 0.0
     n, v = terms, 1 + u
-    # With Σ|xᵢ| = 1:  C <= u v² (S + 1 + C)  and  S <= 1 + L + C,
-    # where L = u (1 + v²) + n (u (1 + v²) C + u² (1 + v) S) bounds the sum of all local errors.
-    a = u * v**2 / (1 - u * v**2)  # C <= a (S + 1)
+    # With Σ|xᵢ| = 1:  C <= u v² (M + 1 + C)  and  M <= 1 + L + C,
+    # where L = u (1 + v²) + n (u (1 + v²) C + u² (1 + v) M) bounds the sum of all local errors.
+    a = u * v**2 / (1 - u * v**2)  # C <= a (M + 1)
     b = n * u * (1 + v**2) + 1
     d = n * u**2 * (1 + v)
     remaining = 1 - d - a * b
     if remaining <= 0:
         return math.inf
-    S = (1 + u * (1 + v**2) + a * b) / remaining
-    C = a * (S + 1)
-    return u * (1 + v**2) + n * (u * (1 + v**2) * C + u**2 * (1 + v) * S) + u * S
+    M = (1 + u * (1 + v**2) + a * b) / remaining
+    C = a * (M + 1)
+    return u * (1 + v**2) + n * (u * (1 + v**2) * C + u**2 * (1 + v) * M) + u * M

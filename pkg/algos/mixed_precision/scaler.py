@@ -66,7 +66,8 @@ class LossScaler:
     -----
     Micikevicius et al. (2018), section 3.2. An iteration is `scale(loss).backward()`; for each
     optimizer `step(optimizer)`, and before it `unscale_(optimizer)` where gradients are looked at or
-    clipped; then one `update()`. Ledger: `mixed_precision:scale_update`.
+    clipped; then one `update()`. Ledger: `mixed_precision:scale_update`,
+    `mixed_precision:step_taken`.
 
     Examples
     --------
