@@ -19,21 +19,21 @@ def softmaxed_residual(p, q):
     return (p - q).clamp(min=0).softmax(-1)
 
 
-def divides_by_the_unfiltered_law(tokens, draft, laws, *, uniforms, method="token"):
+def divides_by_the_unfiltered_law(tokens, draft, laws, *, uniforms, **how):
     """The filter that made `draft` took away half of the mass; test and residual get the law before."""
     removed = draft == 0
     number = removed.sum(-1, keepdim=True)
     before = torch.where(removed, 0.5 / number, draft / 2)
     before = torch.where(number > 0, before, draft)
-    return verify_chain(tokens, before, laws, uniforms=uniforms, method=method)
+    return verify_chain(tokens, before, laws, uniforms=uniforms, **how)
 
 
-def one_number_for_two(tokens, draft, laws, *, uniforms, method="token"):
+def one_number_for_two(tokens, draft, laws, *, uniforms, **how):
     """The number that refused the draft also draws the replacement."""
-    kept = verify_chain(tokens, draft, laws, uniforms=uniforms, method=method).num_accepted
+    kept = verify_chain(tokens, draft, laws, uniforms=uniforms, **how).num_accepted
     again = uniforms.clone()
     again[:, -1] = uniforms.gather(-1, kept[:, None])[:, 0]
-    return verify_chain(tokens, draft, laws, uniforms=again, method=method)
+    return verify_chain(tokens, draft, laws, uniforms=again, **how)
 
 
 def forgets_the_weight(tokens, draft, laws, *, uniforms, method):
