@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from book.recordings.origin import fingerprint, made_by
+from book.recordings.origin import chapter_files, fingerprint, made_by
 
 PLAIN = '"""A."""\nK = 1\n\ndef f(x):\n    """F."""\n    return x + K\n'
 DRESSED = '"""B."""\nK  =  1  # why\n\n\ndef f(x):\n    """G."""\n    return (x + K)\n'
@@ -46,3 +46,13 @@ def test_a_record_names_code_commit_machine_and_day():
     assert set(found) == {"commit", "code", "machine", "versions", "date"}
     assert found["machine"].endswith(", two cores")
     assert found["code"] == fingerprint(["book/recordings/origin.py"])
+
+
+def test_a_chapters_files_are_found_or_missed(tmp_path):
+    (tmp_path / "pkg" / "two").mkdir(parents=True)
+    for name in ("pkg/one.py", "pkg/two/b.py", "pkg/two/a.py"):
+        (tmp_path / name).write_text("")
+    assert chapter_files("pkg", "one", tmp_path) == ["pkg/one.py"]
+    assert chapter_files("pkg", "two", tmp_path) == ["pkg/two/a.py", "pkg/two/b.py"]
+    with pytest.raises(LookupError, match="no module three"):
+        chapter_files("pkg", "three", tmp_path)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parent.parent.parent
 #: Files of code; or, for each of them, the definitions that count (none named: all of the file).
 Code = Iterable[str] | Mapping[str, Sequence[str]]
@@ -23,6 +21,8 @@ def made_by(code: Code, cores: str = "one core") -> dict[str, Any]:
 
     To be asked for at the beginning of a long run, since the code may change meanwhile.
     """
+    import torch  # here, so that the site's pages can compare fingerprints without it
+
     return {
         "commit": commit(),
         "code": fingerprint(code),
@@ -30,6 +30,21 @@ def made_by(code: Code, cores: str = "one core") -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def chapter_files(folder: str, slug: str, root: Path = ROOT) -> list[str]:
+    """Return the files of a chapter in `folder`: one module, or all modules of a package.
+
+    Raises
+    ------
+    LookupError
+        If there is neither.
+    """
+    place = root / folder / slug
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    if not files or not files[0].is_file():
+        raise LookupError(f"{folder} has no module {slug}")
+    return [str(file.relative_to(root)) for file in files]
 
 
 def fingerprint(code: Code, root: Path = ROOT) -> str:

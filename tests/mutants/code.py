@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from book.recordings.origin import chapter_files
 from tests.mutants import processes
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT, Runner, Shown, cells
@@ -44,8 +45,7 @@ class Baseline:
 
 def sources(slug: str) -> list[Path]:
     """Return the files of a chapter's algorithm."""
-    folder = ROOT / "pkg" / "algos" / slug
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    return [ROOT / file for file in chapter_files("pkg/algos", slug)]
 
 
 def all_mutants(slug: str) -> list[Mutant]:
@@ -197,7 +197,7 @@ def _by_tests(
     for mutant, word in processes.outcomes(jobs, at_once=at_once):
         if word != "survived":
             killed[mutant] = word
-    with _measuring(slug) as recorder, _silence():
+    with _measuring(slug) as recorder, silence():
         watching = _Watching(recorder)
         status = run_tests(*test_files(slug), plugin=watching)
     if status:
@@ -266,7 +266,8 @@ def _lines_by_part(recorder: Any) -> dict[str, Lines]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """Let nothing that is printed reach the terminal."""
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),

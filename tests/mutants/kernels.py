@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from book.recordings.origin import chapter_files
 from tests.mutants import processes
-from tests.mutants.code import run_tests, warm
+from tests.mutants.code import run_tests, silence, warm
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT
 from tests.mutants.processes import KILLED, SURVIVED, Job
@@ -19,7 +20,7 @@ from tests.mutants.swapping import Importing
 def kernel_mutants(slug: str) -> list[Mutant]:
     """Return the mutants that lie inside functions that Triton compiles."""
     found = []
-    for path in kernel_files(slug):
+    for path in [ROOT / file for file in chapter_files("pkg/cuda", slug)]:
         compiled = _compiled(path)
         found += [m for m in mutants(path, ROOT) if m.function in compiled]
     return found
@@ -39,6 +40,9 @@ def _judge(slug: str, chosen: list[Mutant], at_once: int, say: Any) -> list[tupl
     warm()
     files = [str(path) for path in sorted((ROOT / "tests/cuda").glob(f"test_{slug}*.py"))]
     found: list[tuple[Mutant, str]] = []
+    say("the kernels' tests as they are")
+    if processes.call(lambda: _silent_tests(files)):
+        raise RuntimeError(f"{slug}: the kernels' tests fail as they are")
     with tempfile.TemporaryDirectory() as folder:
         jobs = (Job(m, lambda m=m: _try(m, files, Path(folder)), 300) for m in chosen)
         for mutant, word in processes.outcomes(jobs, at_once=at_once):
@@ -49,17 +53,16 @@ def _judge(slug: str, chosen: list[Mutant], at_once: int, say: Any) -> list[tupl
     return found
 
 
+def _silent_tests(files: list[str]) -> int:
+    with silence():
+        return run_tests("-m", "interpreter", *files)
+
+
 def _try(mutant: Mutant, files: list[str], folder: Path) -> int:
     own = folder / str(os.getpid())
     own.mkdir()
     Importing(mutant, ROOT, own).install()
     return KILLED if run_tests("-m", "interpreter", *files) else SURVIVED
-
-
-def kernel_files(slug: str) -> list[Path]:
-    """Return the files of a chapter's kernels."""
-    folder = ROOT / "pkg" / "cuda" / slug
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
 def _compiled(path: Path) -> set[str]:

@@ -10,16 +10,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from book.recordings.origin import fingerprint, made_by
-from tests.mutants.code import Verdicts, sources
+from book.recordings.origin import chapter_files, fingerprint, made_by
+from tests.mutants.code import Verdicts
 from tests.mutants.entries import Attempt
-from tests.mutants.kernels import kernel_files
 from tests.mutants.mutations import Mutant
 from tests.mutants.notebook import ROOT
 
 FOLDER = ROOT / "book" / "recordings" / "mutants"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-PARTS = ("code", "kernels", "formulas", "vacuity", "exercises")
+#: For each part of a record, the folder whose code it is of.
+OF = {
+    "code": "pkg/algos",
+    "kernels": "pkg/cuda",
+    "formulas": "pkg/algos",
+    "vacuity": "pkg/algos",
+    "exercises": "pkg/exercises",
+}
+PARTS = tuple(OF)
 
 
 # ------------------------------------------------------------------ what no check can refuse
@@ -45,12 +52,12 @@ def equivalent_formulas(slug: str) -> dict[tuple[str, str], str]:
 
 def code_origin(slug: str) -> dict[str, Any]:
     """Return the origin of a record of the algorithm; to be asked for before the run."""
-    return made_by(_relative(sources(slug)), f"{os.cpu_count()} cores")
+    return made_by(chapter_files("pkg/algos", slug), _cores())
 
 
 def kernel_origin(slug: str) -> dict[str, Any]:
     """Return the origin of a record of the kernels; to be asked for before the run."""
-    return made_by(_relative(kernel_files(slug)), f"{os.cpu_count()} cores")
+    return made_by(chapter_files("pkg/cuda", slug), _cores())
 
 
 def code(
@@ -105,8 +112,19 @@ def attempts(
         "equivalent": same + len(listed),
         "listed": [f"{a.entry}: {a.what}: {known[a.entry, a.what]}" for a in listed],
         "accepted": [f"{a.entry}: {a.what}" for a in accepted if a not in listed],
+        "entries": _by_entry(ours),
         "origin": origin,
     }
+
+
+def _by_entry(ours: Sequence[Attempt]) -> dict[str, dict[str, int]]:
+    """Return for each entry how many attempts there were, and how many of them were turned down."""
+    found: dict[str, dict[str, int]] = {}
+    for attempt in ours:
+        counts = found.setdefault(attempt.entry, {"attempts": 0, "refused": 0})
+        counts["attempts"] += 1
+        counts["refused"] += attempt.outcome in ("refused", "timeout")
+    return found
 
 
 def exercises(slug: str) -> dict[str, Any]:
@@ -122,7 +140,7 @@ def exercises(slug: str) -> dict[str, Any]:
         "empty_refused": sum(
             not exercise.judge(empty) for exercise in every for empty in (..., None)
         ),
-        "origin": made_by([f"{module.replace('.', '/')}.py"], f"{os.cpu_count()} cores"),
+        "origin": made_by(chapter_files("pkg/exercises", slug), _cores()),
     }
 
 
@@ -160,16 +178,13 @@ def store(slug: str, found: dict[str, Any]) -> Path:
 def outdated(slug: str) -> list[str]:
     """Return the parts of a chapter's record that are missing, or of other code than today's."""
     found = load(slug)
-    today = {
-        "code": fingerprint(_relative(sources(slug))),
-        "kernels": fingerprint(_relative(kernel_files(slug))),
-        "exercises": fingerprint([f"pkg/exercises/{slug}.py"]),
-    }
-    today["formulas"] = today["vacuity"] = today["code"]
     return [
-        part for part in PARTS if found.get(part, {}).get("origin", {}).get("code") != today[part]
+        part
+        for part in PARTS
+        if found.get(part, {}).get("origin", {}).get("code")
+        != fingerprint(chapter_files(OF[part], slug))
     ]
 
 
-def _relative(paths: Iterable[Path]) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in paths]
+def _cores() -> str:
+    return f"{os.cpu_count()} cores"

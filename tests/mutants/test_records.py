@@ -1,0 +1,102 @@
+"""Every chapter's mutants were run on the code that it has today, and the goals are met."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.mutants import record
+from tests.mutants.entries import Attempt
+from tests.mutants.notebook import ROOT
+
+CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "chapters").glob("*.ipynb"))
+KILLED, BY_CHAPTER, KERNELS = 0.95, 0.80, 0.95
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_the_record_is_of_todays_code(slug):
+    parts = " ".join(record.outdated(slug))
+    assert not parts, f"run: python -m tests.mutants {slug} --store --parts {parts}"
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_mistakes_in_the_code_are_noticed(slug):
+    code = record.load(slug)["code"]
+    killed = code["by_chapter"] + code["by_tests_only"]
+    counted = killed + len(code["survived"])
+    assert counted + len(code["equivalent"]) == code["mutants"]
+    assert code["mutants"] >= min(code["there"], 100)
+    assert killed >= KILLED * counted
+    assert code["by_chapter"] >= BY_CHAPTER * counted
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_mistakes_in_the_kernels_are_noticed(slug):
+    kernels = record.load(slug)["kernels"]
+    assert kernels["mutants"] >= min(kernels["there"], 30)
+    assert kernels["killed"] >= KERNELS * (kernels["killed"] + len(kernels["survived"]))
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+@pytest.mark.parametrize("part", ["formulas", "vacuity"])
+def test_no_wrong_statement_is_accepted(slug, part):
+    found = record.load(slug)[part]
+    assert found["accepted"] == []
+    assert found["attempts"] > len(found["entries"]) > 0
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_exercises_judge_rightly(slug):
+    found = record.load(slug)["exercises"]
+    assert found["exercises"] == found["solved"] >= 6
+    assert found["wrong"] == found["refused"] >= 2 * found["exercises"]
+    assert found["empty_refused"] == 2 * found["exercises"]
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_what_cannot_be_refused_has_a_reason(slug):
+    listed = {**record.equivalent_mutants(slug), **record.equivalent_formulas(slug)}
+    assert all(len(reason.split()) >= 4 for reason in listed.values())
+
+
+# ---------------------------------------------------------------- the machinery
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_a_part_is_stored_beside_the_others(folder):
+    record.store("mixed_precision", {"kernels": {"mutants": 1}})
+    record.store("mixed_precision", {"code": {"mutants": 2}})
+    assert list(json.loads((folder / "mixed_precision.json").read_text())) == ["code", "kernels"]
+    record.store("mixed_precision", {"kernels": {"mutants": 3}})
+    assert record.load("mixed_precision")["kernels"] == {"mutants": 3}
+
+
+def test_other_code_makes_a_record_outdated(folder):
+    assert record.outdated("mixed_precision") == list(record.PARTS)
+    record.store("mixed_precision", {"exercises": record.exercises("mixed_precision")})
+    assert "exercises" not in record.outdated("mixed_precision")
+    old = {"exercises": {"origin": {"code": "of another day"}}}
+    record.store("mixed_precision", old)
+    assert "exercises" in record.outdated("mixed_precision")
+
+
+def test_accepted_changes_are_named_unless_they_are_listed(monkeypatch):
+    made = [
+        Attempt("a:x", "formula", "sign: 1", "refused"),
+        Attempt("a:x", "formula", "sign: 2", "timeout"),
+        Attempt("a:x", "formula", "term: 3", "accepted"),
+        Attempt("a:x", "formula", "term: 4", "accepted"),
+        Attempt("a:x", "vacuity", "NaN", "accepted"),
+    ]
+    known = {("a:x", "term: 4"): "it says the same"}
+    monkeypatch.setattr(record, "equivalent_formulas", lambda slug: known)
+    found = record.attempts("a", made, "formula", {})
+    assert found["accepted"] == ["a:x: term: 3"]
+    assert found["listed"] == ["a:x: term: 4: it says the same"]
+    assert found["entries"] == {"a:x": {"attempts": 4, "refused": 2}}
