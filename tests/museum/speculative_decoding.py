@@ -73,7 +73,7 @@ def _cost_of_softmax() -> str:
     once = round((math.e + vocab - 1) / math.e, -3)
     return (
         f"a softmax of {vocab:,} numbers between 0 and 1 is all but uniform. Where only one token is "
-        f"left to say, it would come at most once in {once:,.0f} replacements, and else noise."
+        f"left to say, it would come at most once in {once:,.0f} replacements; the rest is noise."
     )
 
 
@@ -107,7 +107,7 @@ def _cost_of_weight() -> str:
 
     return (
         "with a target of (.3, .2, .5) and a draft of (.1, .1, .8), drafts of two, the total variation "
-        f"is exactly {_off(verify, target, draft, 2)}. Over two tokens it is 0, and no test shows it."
+        f"is exactly {_off(verify, target, draft, 2)}. Over a vocabulary of two it is always 0, so a test on a coin shows nothing."
     )
 
 
