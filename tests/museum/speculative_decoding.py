@@ -107,7 +107,8 @@ def _cost_of_weight() -> str:
 
     return (
         "with a target of (.3, .2, .5) and a draft of (.1, .1, .8), drafts of two, the total variation "
-        f"is exactly {_off(verify, target, draft, 2)}. Over a vocabulary of two it is always 0, so a test on a coin shows nothing."
+        f"is exactly {_off(verify, target, draft, 2)}. Over two tokens it is always 0, "
+        "so a test with a coin shows nothing."
     )
 
 
@@ -142,8 +143,8 @@ museum = Museum(
         project="transformers",
         threads=(("transformers #28508", f"{_TRANSFORMERS}/pull/28508"),),
         story="""The first version of speculative decoding in Hugging Face's transformers made the
-        residual a law by a softmax, so what replaced a rejected token came from all over the
-        vocabulary. Nobody saw it in the text, because another mistake, mended by the same pull
+        residual a law by a softmax, so that what replaces a rejected token comes from all over the
+        vocabulary. It did not come to that, because another mistake, mended by the same pull
         request, accepted every draft.""",
         entry="residual",
         variant=softmaxed_residual,
