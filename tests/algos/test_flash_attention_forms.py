@@ -131,6 +131,21 @@ def test_decoding_with_any_number_of_splits(splits, q_len):
         torch.testing.assert_close(lse[here], expected[1], **CLOSE)
 
 
+def test_the_kernel_is_asked_to_choose_the_splits_unless_the_caller_does(monkeypatch):
+    from pkg.algos.flash_attention import decode
+
+    asked = []
+
+    def spy(q, k, v, lengths, splits, scale):
+        asked.append(splits)
+        return q, q
+
+    monkeypatch.setattr(decode, "decode_operator", spy)
+    for splits in (None, 1, 5):
+        flash_decode(X, X, X, torch.tensor([6, 6]), splits=splits)
+    assert asked == [0, 1, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_splitting_costs_no_accuracy(dtype):
     """Each part's state stays in float32; rounding every part would add up."""
@@ -215,6 +230,7 @@ def test_a_ring_of_one_is_attention():
     torch.testing.assert_close(got[0], expected[0], **CLOSE)
     for mine, theirs in zip(got[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, **LOOSER)
+    torch.testing.assert_close(ring_attention(*tensors), oracle(*tensors)[0], **CLOSE)
 
 
 # ------------------------------------------------------------------ at the door

@@ -77,6 +77,8 @@ def check(pairs, first, whole, partial, end, step):
     if columns:  # and no tile too many
         assert first == columns[0] // step * step
         assert end == columns[-1] + 1
+        for at in (*range(first, whole, step), *range(partial, end, step)):
+            assert pairs[:, at : at + step].any()
         assert first <= whole <= partial
 
 
