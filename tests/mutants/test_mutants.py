@@ -14,7 +14,7 @@ import sympy as sp
 
 from pkg.ledger.cases import Cases
 from pkg.ledger.ledger import Ledger
-from tests.mutants import entries, processes, swapping
+from tests.mutants import code, entries, processes, swapping
 from tests.mutants.equations import changes
 from tests.mutants.mutations import mutants
 from tests.mutants.processes import KILLED, SURVIVED, Job
@@ -117,6 +117,21 @@ def test_a_process_that_the_mutant_starts_gets_the_mutant_too(module, monkeypatc
     command = [sys.executable, "-c", "import sample; print(sample.f(5))"]
     said = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
     assert said.stdout == "7\n"
+
+
+def test_the_tests_see_a_mutant_of_a_file_whose_doctests_they_run(tmp_path, monkeypatch):
+    """pytest rewrites the assertions of files it is given; it used to import their true source."""
+    path, check = tmp_path / "scaled.py", tmp_path / "test_scaled.py"
+    path.write_text("SCALE = 2\n")
+    check.write_text("import scaled\n\n\ndef test_scale():\n    assert scaled.SCALE == 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        code, "test_files", lambda slug: ["--doctest-modules", str(check), str(path)]
+    )
+    found = mutants(path, tmp_path)
+    assert processes.call(lambda: code.run_tests(*code.test_files(""))) == 0
+    assert processes.call(lambda: code._imported_tests("", found[0])) == KILLED
 
 
 def test_children_survive_die_and_run_out_of_time():
