@@ -134,6 +134,27 @@ def test_the_tests_see_a_mutant_of_a_file_whose_doctests_they_run(tmp_path, monk
     assert processes.call(lambda: code._imported_tests("", found[0])) == KILLED
 
 
+def test_lines_that_run_in_a_process_of_their_own_are_measured(module, monkeypatch):
+    _, _, root = module
+    monkeypatch.setattr(code, "sources", lambda slug: [root / "sample.py"])
+    monkeypatch.setattr(code, "ROOT", root)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["PYTHONPATH"] = f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{root}"
+
+    def work():
+        with code._Measuring("sample") as measured:
+            measured.part("one")
+            command = [sys.executable, "-c", "import sample; sample.f(5)"]
+            subprocess.run(command, env=os.environ, check=True)
+            measured.part("two")
+        return measured.lines
+
+    lines = processes.call(work)
+    assert {9, 11, 17} <= lines["one"]["sample.py"]
+    assert 10 not in lines["one"]["sample.py"]
+    assert "two" not in lines
+
+
 def test_children_survive_die_and_run_out_of_time():
     def fail():
         raise AssertionError
