@@ -244,6 +244,24 @@ def test_arguments_out_of_range(keywords, error, message):
         adamw([nn.Parameter(torch.ones(2))], **keywords)
 
 
+def test_the_defaults_are_pytorch_s():
+    param = nn.Parameter(torch.ones(2))
+    mine = StochasticRoundingAdamW([param], moments=F32, generator=generator()).param_groups[0]
+    theirs = torch.optim.AdamW([param]).param_groups[0]
+    assert {name: mine[name] for name in SETTINGS} == {name: theirs[name] for name in SETTINGS}
+
+
+def test_settings_at_the_edge_are_taken():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = adamw([param], lr=0.0, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0)
+    param.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(param, torch.ones(2))
+    for betas in ((-0.1, 0.9), (0.9, -0.1), (1.0, 0.9)):
+        with pytest.raises(ValueError, match="betas must be two numbers"):
+            adamw([param], betas=betas)
+
+
 def test_other_mistakes():
     with pytest.raises(TypeError, match=r"params must be bfloat16 or float32, got torch\.float16"):
         adamw([nn.Parameter(torch.ones(2, dtype=torch.float16))])

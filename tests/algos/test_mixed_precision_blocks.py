@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_named():
         mx_quantize(x, torch.float8_e4m3fn)
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
         mx_quantize(x, FP8_E4M3, 0)
-    with pytest.raises(TypeError, match="block_size must be an int, got float"):
+    with pytest.raises(TypeError, match=r"block_size must be an int, got 32\.0"):
         mx_quantize(x, FP8_E4M3, 32.0)
     with pytest.raises(ValueError, match="x must have an axis"):
         mx_quantize(torch.tensor(1.0), FP8_E4M3)

@@ -194,6 +194,38 @@ def test_what_is_no_value_is_not_encoded():
         FP16.decode(torch.tensor(1.0))
 
 
+def test_the_first_number_that_is_no_value_is_named():
+    x = torch.tensor([[1.0, 2.0], [1.25, 3.5], [2.0**-24, 70000.0]], dtype=torch.float64)
+    x[1, 1] += 2.0**-20
+    with pytest.raises(ValueError, match=r"got 3\.50000095"):
+        FP16.encode(x)
+    with pytest.raises(ValueError, match=r"got 3\.50000095"):
+        FP16.encode(x[1, 1])
+    assert FP16.encode(65504.0).item() == 0x7BFF
+    with pytest.raises(ValueError, match=r"got -65536\.0"):
+        FP16.encode(-65536.0)
+
+
 def test_values_of_a_wide_format_are_not_listed():
-    with pytest.raises(ValueError, match="at most 20 bits, and FP32 has 32"):
-        FP32.values()
+    assert len(FloatFormat("20 bits", 8, 11).values()) == 2**20
+    for bits, fmt in ((21, FloatFormat("21 bits", 8, 12)), (32, FP32)):
+        with pytest.raises(ValueError, match=f"at most 20 bits, and {fmt.name} has {bits}"):
+            fmt.values()
+
+
+def test_parameters_at_the_edge_make_formats():
+    """Just within float64, and the fewest bits; one step further is refused above or here."""
+    lowest = FloatFormat("lowest", 11, 52, bias=1023)
+    assert (lowest.smallest_subnormal, lowest.max) == (5e-324, FP64.max)
+    highest = FloatFormat("highest", 5, 10, bias=-993)
+    assert (highest.largest_exponent, highest.smallest_normal) == (1023, 2.0**994)
+    assert FloatFormat("low", 5, 10, bias=1065).smallest_subnormal == 5e-324
+    for bias in (-994, 1066):
+        with pytest.raises(ValueError, match="bias must keep all values within"):
+            FloatFormat("beyond", 5, 10, bias=bias)
+    two = FloatFormat("one bit of each", 1, 1, has_infinity=False)
+    assert two.values()[:3].tolist() == [0.0, 1.0, 2.0]
+    assert bool(two.values()[3].isnan())
+    signs = FloatFormat("two bits", 1, 0, has_infinity=False, has_nan=False)
+    assert signs.values().tolist() == [0.0, 2.0, -0.0, -2.0]
+    assert FloatFormat("smallest with infinity", 2, 1).values()[:8].isfinite().sum() == 6

@@ -249,6 +249,8 @@ def test_what_can_be_scaled():
     [
         ({"init_scale": 0.0}, "init_scale must be positive"),
         ({"init_scale": math.inf}, "init_scale must be positive and finite"),
+        ({"init_scale": 1e39}, "init_scale must be positive and finite in float32, got 1e\\+39"),
+        ({"init_scale": 1e-46}, "init_scale must be positive and finite in float32, got 1e-46"),
         ({"growth_factor": 1.0}, "growth_factor must be above 1"),
         ({"backoff_factor": 1.0}, "backoff_factor must be in"),
         ({"backoff_factor": 0.0}, "backoff_factor must be in"),
@@ -261,7 +263,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_arguments_of_another_type():
-    with pytest.raises(TypeError, match="growth_interval must be an integer"):
+    with pytest.raises(TypeError, match=r"growth_interval must be an int, got 2\.5"):
         LossScaler(growth_interval=2.5)
     with pytest.raises(TypeError, match="init_scale must be a number"):
         LossScaler("8")

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pkg.algos.mixed_precision.scaler import LossScaler, scale_steady_state
+from pkg.algos.mixed_precision import LossScaler, scale_steady_state
 
 
 def by_linear_algebra(overflow, interval):

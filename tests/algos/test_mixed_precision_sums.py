@@ -80,6 +80,17 @@ def test_distance_at_the_edges():
     assert ulp_distance(small, -small, FP64).item() == 2
 
 
+def test_ulp_beyond_a_format_is_that_of_its_largest_number():
+    x = torch.tensor([1e9, -1e30, 448.0, 2.0**-30, -0.0])
+    assert ulp(x, FP8_E4M3).tolist() == [32.0, 32.0, 32.0, 2.0**-9, 2.0**-9]
+
+
+def test_distance_broadcasts():
+    a, b = torch.tensor([[1.0], [-1.0]]), torch.tensor([1.0, 1.0 + 2.0**-10, math.inf])
+    wanted = [[0, 1, 0x7C00 - 0x3C00], [2 * 0x3C00, 2 * 0x3C00 + 1, 0x7C00 + 0x3C00]]
+    assert ulp_distance(a, b, FP16).tolist() == wanted
+
+
 def test_distance_says_what_is_wrong():
     one = torch.ones(2)
     with pytest.raises(ValueError, match="b must not hold NaN"):
@@ -186,10 +197,17 @@ def test_sums_say_what_is_wrong():
         pairwise_sum(x + 2.0**-15, fmt=FP16)
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
         blocked_sum(x, 0)
-    with pytest.raises(TypeError, match="block_size must be an int, got float"):
+    with pytest.raises(TypeError, match=r"block_size must be an int, got 2\.0"):
         blocked_sum(x, 2.0)
-    with pytest.raises(ValueError, match=r"2p \+ 2 <= 53.*has p = 31"):
-        kahan_sum(x, fmt=FloatFormat("31 bits", 8, 30))
+    for p in (26, 31, 52):
+        with pytest.raises(ValueError, match=rf"2p \+ 2 <= 53.*has p = {p}"):
+            kahan_sum(x, fmt=FloatFormat(f"{p} bits", 8, p - 1))
+    assert kahan_sum(x, fmt=FloatFormat("25 bits", 8, 24)).item() == 4
+    # the summed axis comes first: 5 is met before 4
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0 + 2.0**-15], [5.0 + 2.0**-15, 6.0]])
+    with pytest.raises(ValueError, match=r"x must hold values of FP16, got 5\.0000305"):
+        pairwise_sum(rows, 1, fmt=FP16)
+    assert math.isnan(pairwise_sum(torch.tensor([1.0, math.nan]), fmt=FP16).item())
 
 
 # ---------------------------------------------------------------- bounds
@@ -291,6 +309,17 @@ def test_the_bound_of_kahan_is_three_u_and_terms_of_second_order():
     assert 4 * FP32.unit_roundoff < with_product < 4.01 * FP32.unit_roundoff
 
 
+@pytest.mark.parametrize("order", ["naive", "pairwise", "blocked", "kahan"])
+def test_no_term_and_one_term_are_added_exactly(order):
+    extra = {"block_size": 4} if order == "blocked" else {}
+    for terms in (0, 1):
+        assert error_bound(terms, FP16, order=order, **extra) == 0
+        # what is rounded before it is added stays rounded, upward by a whole spacing
+        for rounding, u in (("nearest_even", 2.0**-11), ("away", 2.0**-11), ("down", 2.0**-10)):
+            found = error_bound(terms, FP16, order=order, roundings=2, rounding=rounding, **extra)
+            assert found == pytest.approx((1 + u) ** 2 - 1, rel=1e-12)
+
+
 def test_bounds_say_what_is_wrong():
     for arguments, message in (
         ({"terms": -1}, "terms must be at least 0, got -1"),
@@ -298,12 +327,13 @@ def test_bounds_say_what_is_wrong():
         ({"terms": 3, "order": "blocked"}, 'block_size belongs to order="blocked", got None'),
         ({"terms": 3, "block_size": 3}, 'block_size belongs to order="blocked", got 3'),
         ({"terms": 3, "order": "blocked", "block_size": 0}, "block_size must be at least 1"),
+        ({"terms": 1, "order": "blocked", "block_size": 0}, "block_size must be at least 1"),
         ({"terms": 3, "rounding": "odd"}, "rounding must be one of"),
         ({"terms": 3, "roundings": -1}, "roundings must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             error_bound(arguments.pop("terms"), FP16, **arguments)
-    with pytest.raises(TypeError, match="terms must be an int, got float"):
+    with pytest.raises(TypeError, match=r"terms must be an int, got 3\.0"):
         error_bound(3.0, FP16)
-    with pytest.raises(TypeError, match="block_size must be an int, got float"):
+    with pytest.raises(TypeError, match=r"block_size must be an int, got 2\.0"):
         error_bound(3, FP16, order="blocked", block_size=2.0)

@@ -15,7 +15,7 @@ from tests.mutants import processes
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT, Runner, Shown, cells
 from tests.mutants.processes import KILLED, SURVIVED, UNFIT, Job
-from tests.mutants.swapping import Importing, Unfit, swap
+from tests.mutants.swapping import Importing, Unfit, pass_on, swap
 
 Lines = dict[str, set[int]]
 
@@ -131,6 +131,7 @@ def _by_chapter(
 
 def _cell(runner: Runner, source: str, mutant: Mutant, part: Baseline) -> int:
     """Run one cell with the mutant swapped in. In a forked child."""
+    pass_on(mutant, ROOT)
     try:
         swap(mutant, ROOT)
     except Unfit:
@@ -141,6 +142,7 @@ def _cell(runner: Runner, source: str, mutant: Mutant, part: Baseline) -> int:
 
 def _whole(slug: str, mutant: Mutant, base: list[Baseline]) -> int:
     """Run the whole chapter with the mutant imported. In a forked child."""
+    pass_on(mutant, ROOT)
     Importing(mutant, ROOT).install()
     runner = Runner()
     for source, part in zip(cells(slug), base, strict=True):
@@ -227,6 +229,7 @@ def _seconds(base: dict[str, Baseline]) -> Any:
 
 
 def _swapped_tests(mutant: Mutant, tests: list[str]) -> int:
+    pass_on(mutant, ROOT)
     try:
         swap(mutant, ROOT)
     except Unfit:
@@ -235,6 +238,7 @@ def _swapped_tests(mutant: Mutant, tests: list[str]) -> int:
 
 
 def _imported_tests(slug: str, mutant: Mutant) -> int:
+    pass_on(mutant, ROOT)
     Importing(mutant, ROOT).install()
     return KILLED if run_tests(*test_files(slug)) else SURVIVED
 

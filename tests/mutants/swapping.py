@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import gc
 import importlib.abc
 import importlib.machinery
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from tests.mutants.mutations import Mutant, mutated
+
+#: What a Python runs at its start if this folder is on its path.
+CHILDREN = Path(__file__).resolve().parent / "children"
 
 
 class Unfit(Exception):
@@ -59,6 +65,20 @@ def swap(mutant: Mutant, root: Path) -> None:
         if function.__qualname__ == mutant.function:
             _set_defaults(function, tree)
     forget()
+
+
+def pass_on(mutant: Mutant, root: Path) -> None:
+    """Let every Python that this process starts import the mutant too, as a ring of processes does."""
+    paths = [str(CHILDREN), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["CHECKED_MUTANT"] = json.dumps([dataclasses.asdict(mutant), str(root)])
+    os.environ["CHECKED_ROOT"] = str(CHILDREN.parents[2])
+
+
+def received() -> tuple[Mutant, Path]:
+    """Return the mutant that the parent process passed on, and its root."""
+    fields, root = json.loads(os.environ["CHECKED_MUTANT"])
+    return Mutant(**fields | {"lines": tuple(fields["lines"])}), Path(root)
 
 
 def forget() -> None:

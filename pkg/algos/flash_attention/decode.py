@@ -85,13 +85,9 @@ def flash_decode(
 
 
 def _check_lengths(lengths: Tensor, q: Tensor, capacity: int) -> None:
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
-        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"lengths must be an int32 or int64 tensor, got {kind}")
+    arguments.check_integers("lengths", lengths, q)
     if lengths.shape != q.shape[:1]:
         raise ValueError(f"lengths must have shape ({q.shape[0]},), got {tuple(lengths.shape)}")
-    if lengths.device != q.device:
-        raise ValueError(f"lengths must be on q's device {q.device}, got {lengths.device}")
     # On the GPU looking at the values would stall every step; the kernel clamps its loads there.
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and len(lengths):
         least, most = int(lengths.min()), int(lengths.max())
@@ -116,7 +112,7 @@ def _decode(
     last = lengths.view(-1, 1, 1, 1) - q_len + torch.arange(q_len).view(-1, 1)
     visible = torch.arange(longest) <= last  # (batch, 1, q_len, longest)
     state = SoftmaxState.empty(*q.shape, dtype=accumulation_dtype(q.dtype))
-    part = max(1, -(-longest // max(1, splits)))
+    part = max(1, -(-longest // splits))
     for start in range(0, longest, part):
         end = min(start + part, longest)
         seen = Visibility(q_len, end - start, mask=visible[..., start:end])

@@ -143,11 +143,10 @@ def _backward(
     return tiled_backward(gradient, lse_gradient, q, k, v, output, lse, seen, scale, BLOCK, BLOCK)
 
 
-def _backward_fake(
-    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
-    lse: Tensor, mask: Tensor | None, ancestors: Tensor | None,
-    left: int, right: int, shift: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def backward_fake(
+    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients' shapes, packed or not."""
     return tuple(  # type: ignore[return-value]
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
     )
@@ -173,7 +172,7 @@ backward_operator = register(
     "flash_attention_backward",
     cpu=_backward,
     cuda="pkg.cuda.flash_attention:attention_backward",
-    fake=_backward_fake,
+    fake=backward_fake,
 )
 forward_operator = register(
     "flash_attention_forward",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Align, Visibility, Window
-from pkg.algos.flash_attention.operator import BLOCK, cpu_forward
+from pkg.algos.flash_attention.operator import BLOCK, backward_fake, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
 from pkg.algos.flash_attention.tiled import tiled_backward
 from pkg.operators import register
@@ -93,7 +93,7 @@ def flash_attention_varlen(
             f"got {len(cu_seqlens_k)}"
         )
     left, right = arguments.resolve_band(causal, window)
-    arguments.resolve_shift(align, 0, 0)
+    arguments.check_align(align)
     starts = (cu_seqlens_q.int(), cu_seqlens_k.int())
     output, lse = varlen_forward_operator(
         q, k, v, *starts, longest_q, longest_k, left, right, align == "bottom_right",
@@ -105,13 +105,9 @@ def flash_attention_varlen(
 def _check_starts(which: str, starts: Tensor, x: Tensor, longest: int | None) -> int:
     """Raise unless `starts` cuts x into sequences; return the length of the longest."""
     name = f"cu_seqlens_{which}"
-    if not isinstance(starts, Tensor) or starts.dtype not in (torch.int32, torch.int64):
-        kind = starts.dtype if isinstance(starts, Tensor) else type(starts).__name__
-        raise TypeError(f"{name} must be an int32 or int64 tensor, got {kind}")
+    arguments.check_integers(name, starts, x)
     if starts.ndim != 1 or len(starts) < 1:
         raise ValueError(f"{name} must have shape (sequences + 1,), got {tuple(starts.shape)}")
-    if starts.device != x.device:
-        raise ValueError(f"{name} must be on q's device {x.device}, got {starts.device}")
     if torch.compiler.is_compiling():
         if longest is None:
             raise ValueError(f"max_seqlen_{which} must be given under torch.compile")
@@ -193,16 +189,6 @@ def _backward(
     return dq, dk, dv
 
 
-def _backward_fake(
-    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
-    lse: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    left: int, right: int, bottom_right: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(  # type: ignore[return-value]
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
-    )
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, cu_seqlens_q, cu_seqlens_k, *rest = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
@@ -222,7 +208,7 @@ varlen_backward_operator = register(
     "flash_attention_varlen_backward",
     cpu=_backward,
     cuda="pkg.cuda.flash_attention:varlen_backward",
-    fake=_backward_fake,
+    fake=backward_fake,
 )
 varlen_forward_operator = register(
     "flash_attention_varlen_forward",

@@ -28,7 +28,8 @@ from pkg.algos.mixed_precision.formats import (
 from pkg.algos.mixed_precision.master_weights import MasterWeights
 from pkg.algos.mixed_precision.optimizers import StochasticRoundingAdamW
 from pkg.algos.mixed_precision.quantize import quantize
-from pkg.algos.mixed_precision.scaler import LossScaler, scale_steady_state
+from pkg.algos.mixed_precision.scaler import LossScaler
+from pkg.algos.mixed_precision.steady_state import scale_steady_state
 from pkg.algos.mixed_precision.sums import blocked_sum, kahan_sum, pairwise_sum
 from pkg.algos.mixed_precision.ulps import ulp, ulp_distance
 

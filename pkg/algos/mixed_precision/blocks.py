@@ -11,6 +11,7 @@ from pkg.algos.mixed_precision.formats import FloatFormat, power_of_two
 from pkg.algos.mixed_precision.quantize import quantize
 from pkg.algos.mixed_precision.rounding import Rounding
 from pkg.algos.mixed_precision.ulps import check_format, check_numbers
+from pkg.arguments import whole
 
 # E8M0: eight bits of exponent and nothing else. Its largest pattern is NaN.
 SCALE_BIAS = 127
@@ -108,10 +109,7 @@ def mx_quantize(
     """
     check_numbers("x", x)
     check_format(element_format)
-    if isinstance(block_size, bool) or not isinstance(block_size, int):
-        raise TypeError(f"block_size must be an int, got {type(block_size).__name__}")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    whole("block_size", block_size, 1)
     if x.ndim == 0:
         raise ValueError("x must have an axis to cut into blocks, got a scalar")
     rows = x.detach().movedim(dim, -1).to(torch.float64)

@@ -8,6 +8,7 @@ from typing import Literal
 from pkg.algos.mixed_precision.formats import FloatFormat
 from pkg.algos.mixed_precision.rounding import ROUNDINGS, Rounding
 from pkg.algos.mixed_precision.ulps import check_format
+from pkg.arguments import whole
 
 Order = Literal["naive", "pairwise", "blocked", "kahan"]
 ORDERS = ("naive", "pairwise", "blocked", "kahan")
@@ -66,17 +67,16 @@ def error_bound(
     (5.955e-05, 6e-07)
     """
     check_format(fmt)
-    for name, value, low in (("terms", terms, 0), ("roundings", roundings, 0)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+    whole("terms", terms, 0)
+    whole("roundings", roundings, 0)
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if (order == "blocked") != (block_size is not None):
         raise ValueError(f'block_size belongs to order="blocked", got {block_size} for {order!r}')
+    if block_size is not None:
+        whole("block_size", block_size, 1)
     u = fmt.unit_roundoff if rounding in ("nearest_even", "away") else fmt.eps
     if order != "kahan":
         return _growth(_depth(terms, order, block_size) + roundings, u)
@@ -87,17 +87,11 @@ def error_bound(
 
 def _depth(terms: int, order: Order, block_size: int | None) -> int:
     """Return how many additions a term goes through at most."""
-    if terms <= 1:
-        return 0
-    if order == "naive":
-        return terms - 1
+    terms = max(terms, 1)  # no term goes through as many as one
     if order == "pairwise":
         return (terms - 1).bit_length()
-    if not isinstance(block_size, int) or isinstance(block_size, bool):
-        raise TypeError(f"block_size must be an int, got {type(block_size).__name__}")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-    return min(block_size, terms) - 1 + -(-terms // block_size) - 1
+    size = terms if block_size is None else min(block_size, terms)
+    return (size - 1) + (-(-terms // size) - 1)
 
 
 def _growth(roundings: int, u: float) -> float:
@@ -109,14 +103,14 @@ def _kahan(terms: int, u: float) -> float:
     if terms <= 1:
         return 0.0
     n, v = terms, 1 + u
-    # With Σ|xᵢ| = 1:  C <= u v² (S + 1 + C)  and  S <= 1 + L + C,
-    # where L = u (1 + v²) + n (u (1 + v²) C + u² (1 + v) S) bounds the sum of all local errors.
-    a = u * v**2 / (1 - u * v**2)  # C <= a (S + 1)
+    # With Σ|xᵢ| = 1:  C <= u v² (M + 1 + C)  and  M <= 1 + L + C,
+    # where L = u (1 + v²) + n (u (1 + v²) C + u² (1 + v) M) bounds the sum of all local errors.
+    a = u * v**2 / (1 - u * v**2)  # C <= a (M + 1)
     b = n * u * (1 + v**2) + 1
     d = n * u**2 * (1 + v)
     remaining = 1 - d - a * b
     if remaining <= 0:
         return math.inf
-    S = (1 + u * (1 + v**2) + a * b) / remaining
-    C = a * (S + 1)
-    return u * (1 + v**2) + n * (u * (1 + v**2) * C + u**2 * (1 + v) * S) + u * S
+    M = (1 + u * (1 + v**2) + a * b) / remaining
+    C = a * (M + 1)
+    return u * (1 + v**2) + n * (u * (1 + v**2) * C + u**2 * (1 + v) * M) + u * M

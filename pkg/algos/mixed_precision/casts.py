@@ -57,7 +57,7 @@ def stochastic_round(
     A number between two neighbours a < x < b of the type becomes b with probability
     (x − a) / (b − a), exact to 2⁻³². From float32 to bfloat16 these are the 16 bits that are cut off:
     16 random bits are added below them, and a carry rounds up. Gupta et al. (2015). The CPU and the
-    GPU draw different numbers from one seed. Ledger: `mixed_precision:stochastic_rounding`.
+    GPU draw different numbers from one seed. Ledger: `mixed_precision:stochastic_cast`.
 
     Examples
     --------

@@ -110,10 +110,7 @@ class FloatFormat:
     @property
     def largest_exponent(self) -> int:
         """The exponent e of the largest number, which lies between 2^e and 2^(e+1)."""
-        top = 2**self.exponent_bits - 1
-        if self.has_infinity or (self.has_nan and self.mantissa_bits == 0):
-            top -= 1
-        return top - self.bias
+        return 2**self.exponent_bits - 1 - self.has_infinity - self.bias
 
     @property
     def max(self) -> float:
@@ -261,8 +258,8 @@ class FloatFormat:
 
 def power_of_two(exponent: Tensor) -> Tensor:
     """Return 2^k in float64 for int64 k in -1074 .. 1023, built from its bits and so exact."""
-    normal = (exponent + 1023).clamp(1, 2046) << 52
-    subnormal = torch.ones_like(exponent) << (exponent + 1074).clamp(0, 51)
+    normal = (exponent + 1023) << 52
+    subnormal = torch.ones_like(exponent) << (exponent + 1074)  # 0 where that is no shift
     return torch.where(exponent >= -1022, normal, subnormal).view(torch.float64)
 
 

@@ -46,7 +46,7 @@ class StochasticRoundingAdamW(Optimizer):
     -----
     Loshchilov & Hutter (2019), algorithm 2; Zamirai et al. (2020) for the rounding. Bytes for each
     weight: 2 + 2 · 2 with bfloat16 moments, 2 + 2 · 4 with float32 ones; mixed precision with master
-    weights takes 2 + 4 + 2 · 4. Ledger: `mixed_precision:stochastic_rounding`.
+    weights takes 2 + 4 + 2 · 4. Ledger: `mixed_precision:stochastic_rounding_adamw`.
 
     Examples
     --------

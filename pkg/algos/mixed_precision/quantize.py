@@ -215,8 +215,7 @@ def _round(
         result = round_to_nearest_even(wide, fmt, carrier, saturate)
     else:
         result = _round_any(wide, fmt, carrier, rounding, saturate, uniforms)
-    if not fmt.has_infinity and not (fmt.has_nan and not saturate):
-        _refuse_what_has_no_pattern(wide, result, fmt, saturate)
+    _refuse_what_has_no_pattern(wide, result, fmt, saturate)
     return result.to(x.dtype)
 
 

@@ -78,10 +78,8 @@ def round_magnitude(
     fewer = wide - fmt.mantissa_bits
     smallest = fmt.smallest_exponent + carrier.format.bias  # as a stored exponent of the carrier
     exponent = (magnitude >> wide).clamp_(min=1)
-    hidden = torch.where(magnitude >> wide > 0, 1 << wide, 0).to(magnitude.dtype)
     base = (exponent - 1) << wide
     significand = magnitude - base  # with the hidden bit
-    del hidden
     first = exponent
     if smallest < 1:
         # `fmt` is still normal where the carrier is not: the leading bit tells the exponent.

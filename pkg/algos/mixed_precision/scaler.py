@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pkg.arguments import positive, whole
+
 _KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
 
@@ -64,7 +66,8 @@ class LossScaler:
     -----
     Micikevicius et al. (2018), section 3.2. An iteration is `scale(loss).backward()`; for each
     optimizer `step(optimizer)`, and before it `unscale_(optimizer)` where gradients are looked at or
-    clipped; then one `update()`. Ledger: `mixed_precision:scale_update`.
+    clipped; then one `update()`. Ledger: `mixed_precision:scale_update`,
+    `mixed_precision:step_taken`.
 
     Examples
     --------
@@ -290,71 +293,7 @@ class LossScaler:
             raise ValueError(f"growth_factor must be above 1, got {self._growth_factor}")
         if not 0 < self._backoff_factor < 1:
             raise ValueError(f"backoff_factor must be in (0, 1), got {self._backoff_factor}")
-        interval = self._growth_interval
-        if isinstance(interval, bool) or not isinstance(interval, int):
-            raise TypeError(f"growth_interval must be an integer, got {interval!r}")
-        if interval < 1:
-            raise ValueError(f"growth_interval must be at least 1, got {interval}")
-
-
-def scale_steady_state(overflow: Tensor, growth_interval: int) -> Tensor:
-    """Share of all iterations that a doubling and halving scale spends at each of its levels.
-
-    The scale walks on powers of two. At level k it stays until a gradient overflows (one level
-    down), or until `growth_interval` iterations in a row were clean (one level up).
-
-    Parameters
-    ----------
-    overflow
-        float, (levels,): the probability p_k that an iteration overflows at level k, independent of
-        the iterations before. It must not be 0 but at the lowest level, where a walk cannot go
-        down: there an overflow starts the count again.  At the highest a walk cannot go up.
-    growth_interval
-        N, the clean iterations that it takes to go up.
-
-    Returns
-    -------
-    Tensor
-        float64, (levels,), of sum 1. With q_k = (1 − p_k)^N, the walk leaves level k upwards with
-        probability q_k, so visits balance as v_k · q_k = v_{k+1} · (1 − q_{k+1}); a visit lasts
-        (1 − q_k) / p_k iterations on average.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `overflow` is no vector of probabilities as described, or `growth_interval` is below 1.
-
-    Notes
-    -----
-    Ledger: `mixed_precision:scale_steady_state`.
-
-    Examples
-    --------
-    >>> scale_steady_state(torch.tensor([0.0, 1.0]), growth_interval=3)
-    tensor([0.7500, 0.2500], dtype=torch.float64)
-    """
-    if not isinstance(overflow, Tensor) or not overflow.is_floating_point():
-        raise TypeError(f"overflow must be a floating-point tensor, got {overflow!r}")
-    p = overflow.double()
-    if (
-        p.ndim != 1
-        or not len(p)
-        or not bool(((p >= 0) & (p <= 1)).all())
-        or bool((p[1:] == 0).any())
-    ):
-        raise ValueError(
-            "overflow must be a vector of probabilities, positive from the second on, got "
-            f"{overflow.tolist()}"
-        )
-    if growth_interval < 1:
-        raise ValueError(f"growth_interval must be at least 1, got {growth_interval}")
-    # In logarithms: (1 − p)^N of a small p, and products over many levels, leave float64's range.
-    log_up = growth_interval * torch.log1p(-p)
-    down = -torch.expm1(log_up)
-    visits = torch.cat([p.new_zeros(1), (log_up[:-1] - down[1:].log()).cumsum(0)])
-    lasts = torch.where(p > 0, down / p, float(growth_interval))
-    time = (visits - visits.max()).exp() * lasts
-    return time / time.sum()
+        whole("growth_interval", self._growth_interval, 1)
 
 
 def _gradients(optimizer: Any) -> list[Tensor]:
@@ -381,8 +320,7 @@ def _positive(name: str, value: Any) -> float:
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return _float32(value)
+    rounded = _float32(positive(name, value))
+    if not 0 < rounded < math.inf:
+        raise ValueError(f"{name} must be positive and finite in float32, got {value}")
+    return rounded

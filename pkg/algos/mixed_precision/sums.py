@@ -10,6 +10,7 @@ from torch import Tensor
 from pkg.algos.mixed_precision.formats import FloatFormat
 from pkg.algos.mixed_precision.quantize import quantize
 from pkg.algos.mixed_precision.ulps import check_format, check_numbers
+from pkg.arguments import whole
 
 Rounder = Callable[[Tensor], Tensor]
 
@@ -53,10 +54,7 @@ def blocked_sum(
     >>> blocked_sum(ones, 4096, fmt=FP16).item(), blocked_sum(ones, 64, fmt=FP16).item()
     (2048.0, 4096.0)
     """
-    if isinstance(block_size, bool) or not isinstance(block_size, int):
-        raise TypeError(f"block_size must be an int, got {type(block_size).__name__}")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    whole("block_size", block_size, 1)
     terms, rounded = _open(x, dim, fmt)
     count = terms.shape[0]
     if count == 0:
