@@ -26,11 +26,37 @@ class Unfit(Exception):
     """The mutant cannot be put into functions that exist already; import it instead."""
 
 
-def swap(mutant: Mutant, root: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Living:
+    """What lives in this process and can be swapped or must be forgotten.
+
+    To look through every object takes a second in a process that has run a chapter, so it is done
+    once, before its children are made.
+    """
+
+    functions: tuple[FunctionType, ...]
+    caches: tuple[Any, ...]
+
+    @classmethod
+    def now(cls, root: Path) -> Living:
+        """Find the functions of the package at `root`, and every cache of the package."""
+        functions, caches, package = [], [], str(root)
+        for thing in gc.get_objects():
+            if type(thing) is FunctionType:  # `isinstance` would wake proxies that warn
+                if thing.__code__.co_filename.startswith(package):
+                    functions.append(thing)
+            elif type(thing) is functools._lru_cache_wrapper and str(
+                getattr(thing, "__module__", "")
+            ).startswith("pkg"):
+                caches.append(thing)
+        return cls(tuple(functions), tuple(caches))
+
+
+def swap(mutant: Mutant, root: Path, living: Living | None = None) -> None:
     """Give every living function of the mutant's source its changed code, and empty the caches.
 
     Operators, modules and notebooks hold the functions themselves, so a changed module would not
-    reach them; changed code does.
+    reach them; changed code does. `living` is what `Living.now(root)` found, if it was asked already.
 
     Raises
     ------
@@ -48,12 +74,11 @@ def swap(mutant: Mutant, root: Path) -> None:
         if code.co_qualname == mutant.function
         or code.co_qualname.startswith(f"{mutant.function}.<locals>")
     }
+    living = living or Living.now(root)
     alive = [
-        thing
-        for thing in gc.get_objects()
-        if type(thing) is FunctionType  # `isinstance` would wake proxies that warn
-        and thing.__code__.co_filename == str(path)
-        and _identity(thing.__code__) in codes
+        function
+        for function in living.functions
+        if function.__code__.co_filename == str(path) and _identity(function.__code__) in codes
     ]
     if not any(function.__qualname__ == mutant.function for function in alive):
         raise Unfit(f"no function {mutant.function} of {mutant.path} is alive")
@@ -64,7 +89,8 @@ def swap(mutant: Mutant, root: Path) -> None:
             raise Unfit(str(error)) from error
         if function.__qualname__ == mutant.function:
             _set_defaults(function, tree)
-    forget()
+    for cache in living.caches:  # what the true code found is no evidence for the changed
+        cache.cache_clear()
 
 
 def pass_on(mutant: Mutant, root: Path) -> None:
@@ -79,14 +105,6 @@ def received() -> tuple[Mutant, Path]:
     """Return the mutant that the parent process passed on, and its root."""
     fields, root = json.loads(os.environ["CHECKED_MUTANT"])
     return Mutant(**fields | {"lines": tuple(fields["lines"])}), Path(root)
-
-
-def forget() -> None:
-    """Empty every cache of the package: what the true code found is no evidence for the changed."""
-    for thing in gc.get_objects():
-        cached = type(thing) is functools._lru_cache_wrapper
-        if cached and str(getattr(thing, "__module__", "")).startswith("pkg"):
-            thing.cache_clear()
 
 
 def _identity(code: CodeType) -> tuple[str, int]:
