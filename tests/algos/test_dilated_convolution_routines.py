@@ -127,10 +127,12 @@ def test_blocks_fill_the_cache_in_whole_vectors():
     assert depthwise._blocks(2, MEBI, 1) == [slice(0, 1), slice(1, 2)]
 
 
-@pytest.mark.parametrize(("channels", "convolutions"), [(64, 1), (65, 5)])
-def test_two_blocks_are_done_at_once_and_more_one_by_one(channels, convolutions):
-    x = drawn(1, channels, 128, 128, dtype=torch.float32)
-    weight = drawn(channels, 1, 1, 2, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("shape", "convolutions"), [((64, 128, 128), 1), ((65, 128, 128), 5), ((70, 64, 240), 3)]
+)
+def test_two_blocks_are_done_at_once_and_more_one_by_one(shape, convolutions):
+    x = drawn(1, *shape, dtype=torch.float32)
+    weight = drawn(shape[0], 1, 1, 2, dtype=torch.float32)
     with Called() as called:
         depthwise.depthwise_forward(x, weight, None, [1, 1], [0, 0, 8, 8], [1, 9])
     assert called.names.count(PYTORCH) == convolutions
