@@ -44,6 +44,24 @@ def test_no_answer_is_no_failure(exercise):
 
 
 @pytest.mark.parametrize("exercise", ALL)
+@pytest.mark.parametrize(
+    ("empty", "helpful"), [(None, "is a `return` missing?"), ("", "is empty"), ([], "is empty"),
+                           ((), "is empty"), ({}, "is empty")],
+)  # fmt: skip
+def test_an_empty_answer_is_refused_with_a_helpful_line(exercise, empty, helpful):
+    verdict = exercise.judge(empty)
+    assert verdict.accepted is False
+    assert helpful in str(verdict)
+
+
+@pytest.mark.parametrize("exercise", ALL)
+def test_a_function_that_returns_nothing_is_refused(exercise):
+    verdict = exercise.judge(lambda *args, **kwargs: None)
+    assert verdict.accepted is False
+    assert len(verdict.reason) > 10
+
+
+@pytest.mark.parametrize("exercise", ALL)
 @pytest.mark.parametrize("nonsense", [None, "text", [], {}, lambda: 1, float("nan"), object()])
 def test_nonsense_is_refused_and_raises_nothing(exercise, nonsense):
     assert exercise.judge(nonsense).accepted is False

@@ -17,7 +17,7 @@ from pkg.plotting import INK, figure, show
 ROOT = Path(__file__).parents[1]
 CONF = """
 extensions = ["myst_nb", "book._ext.ledger_pages", "book._ext.museum", "book._ext.chapters"]
-extensions += ["book._ext.inline_svg"]
+extensions += ["book._ext.trust", "book._ext.inline_svg"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
@@ -68,7 +68,9 @@ def build(folder, page, chapter=None):
 
 def test_entries_and_words_pass(tmp_path):
     status, said = build(
-        tmp_path, "Inline $a$.\n\n```{ledger-table}\n```", notebook(entry(), entry("two"))
+        tmp_path,
+        "Inline $a$.\n\n```{evidence-classes}\n```\n\n```{ledger-table}\n```",
+        notebook(entry(), entry("two")),
     )
     assert (status, said) == (0, "")
     page = (tmp_path / "_build" / "index.html").read_text()

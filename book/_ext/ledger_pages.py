@@ -1,14 +1,13 @@
-"""The ledger on the site: the page "What is checked", single entries, and the binding check.
+"""The ledger on the site: single entries, lines of evidence, and the binding check.
 
-`{ledger-table}` lists all entries of all chapters. `{ledger-entry} id` shows one of them. And no
-display equation passes that the ledger did not print: a hand-typed one warns, and `-W` makes that
-fatal.
+`{ledger-entry} id` shows one entry. No display equation passes that the ledger did not print: a
+hand-typed one warns, and `-W` makes that fatal. A line of evidence in a chapter links to its row on
+the page "What is checked" (`book._ext.trust`).
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from docutils import nodes
@@ -20,24 +19,18 @@ from sphinx.util.typing import ExtensionMetadata
 
 from book._ext.chapters import CHAPTERS, TITLES
 from book._ext.markup import (
-    Cell,
-    chip,
     document_link,
     equation_link,
     evidence_line,
+    evidence_link,
     is_evidence,
-    plain_table,
 )
-from book._ext.records import CLASSES, Record, Stored, read_file, read_text, without_records
+from book._ext.records import Stored, read_file, read_text, without_records
 
 logger = logging.getLogger(__name__)
 
-MEANINGS = {
-    "definition": "introduces a symbol; claims nothing",
-    "proved": "shown for all values of its symbols, and evaluated with 50 digits at random points",
-    "checked": "compared with the named code on stated inputs",
-    "cited": "taken from a source and not shown here; it says why",
-}
+#: The page on which every entry has a row of its own.
+TRUST = "book/what_is_checked"
 
 #: Ways to put a formula on its own line that bypass the document's math nodes.
 _HTML_MATH = re.compile(r'\\\[|\$\$|\\begin\{(?:equation|align|gather)|<math|class="math')
@@ -96,58 +89,6 @@ class LedgerEntry(LedgerDirective):
             return [nodes.container("", title, equation, line, link, classes=["ledger-entry"])]
         logger.warning("no ledger entry has the id %r", wanted, location=self.get_location())
         return []
-
-
-class LedgerTable(LedgerDirective):
-    """`{ledger-table}`: the totals, then for each chapter a table of its entries."""
-
-    def run(self) -> list[nodes.Node]:
-        """Return the table of totals and one section a chapter."""
-        stored = {name: each for name, each in self.notebooks().items() if each.records}
-        every = [record for each in stored.values() for record in each.records]
-        made: list[nodes.Node] = [self._totals(every)]
-        made += [self._section(name, each.records) for name, each in stored.items()]
-        return made
-
-    def _totals(self, records: list[Record]) -> nodes.Node:
-        count = Counter(name for record in records for name in record.classes)
-        held = sum(1 for r in records if {"proved", "checked"} & set(r.classes))
-        rows: list[list[Cell]] = [
-            [[chip(name)], [nodes.Text(MEANINGS[name])], [nodes.Text(str(count[name]))]]
-            for name in CLASSES
-        ]
-        both = sum(1 for record in records if {"proved", "checked"} <= set(record.classes))
-        text = (
-            f"{len(records)} entries, {held} of them proved or checked; {both} are both, and are "
-            "counted in both lines."
-        )
-        table = plain_table(
-            ["Class", "What it means", "Entries"], rows, "ledger-totals", label="Entries by class"
-        )
-        return nodes.container("", table, nodes.paragraph("", text))
-
-    def _section(self, docname: str, records: tuple[Record, ...]) -> nodes.Node:
-        slug = docname.rsplit("/", 1)[-1]
-        title = TITLES.get(slug, slug)
-        section = nodes.section(ids=[f"checked-{nodes.make_id(slug)}"])
-        section += nodes.title("", title)
-        link = nodes.paragraph("", "Open the chapter: ")
-        link += [document_link(docname, title, self.env.docname), nodes.Text(".")]
-        head = ["Entry", "Equation and evidence"]
-        rows = [self._row(record) for record in records]
-        section += [link, plain_table(head, rows, "ledger", label=f"Entries of {title}")]
-        return section
-
-    def _row(self, record: Record) -> list[Cell]:
-        here = self.env.docname
-        name: list[nodes.Node] = [
-            equation_link(record.id, here),
-            nodes.Text(f" {record.title} "),
-            nodes.literal("", record.id.split(":")[1], classes=["ledger-id"]),
-        ]
-        equation = nodes.paragraph("", "", classes=["ledger-equation"])
-        equation += nodes.math(record.latex, rf"\displaystyle {record.latex}")
-        return [name, [equation, evidence_line(record.line, record.implementations, here)]]
 
 
 # ---------------------------------------------------------------------------- the binding check
@@ -224,7 +165,10 @@ def _on_read(app: Sphinx, doctree: nodes.document) -> None:
         if is_evidence(raw.astext()) and notebook:
             label = _label_before(raw)
             names = known[label].implementations if label in known else implementations
-            raw.replace_self(evidence_line(raw.astext(), names, docname))
+            line = evidence_line(raw.astext(), names, docname)
+            if label in known and TRUST in app.env.found_docs:
+                line += [nodes.Text(" "), evidence_link(label, docname)]
+            raw.replace_self(line)
         elif raw.get("format") == "html" and _HTML_MATH.search(raw.astext()):
             location, words = _place(raw, docname, notebook)
             logger.warning(
@@ -271,7 +215,6 @@ def _outdated(
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the directives and the checks."""
-    app.add_directive("ledger-table", LedgerTable)
     app.add_directive("ledger-entry", LedgerEntry)
     app.connect("source-read", _on_source)
     app.connect("doctree-read", _on_read)

@@ -41,6 +41,25 @@ def equation_link(label: str, source: str) -> addnodes.pending_xref:
     )
 
 
+def evidence_anchor(entry: str) -> str:
+    """Return the anchor of an entry's row on the page "What is checked"."""
+    return f"evidence-{nodes.make_id(entry)}"
+
+
+def evidence_link(entry: str, source: str) -> addnodes.pending_xref:
+    """Return a link from an equation to its row on the page "What is checked"."""
+    return addnodes.pending_xref(
+        "",
+        nodes.inline("", "All evidence", classes=["evidence-more"]),
+        refdomain="std",
+        reftype="ref",
+        reftarget=evidence_anchor(entry),
+        refdoc=source,
+        refexplicit=True,
+        refwarn=True,
+    )
+
+
 def code_link(name: str, source: str, text: str | None = None) -> addnodes.pending_xref:
     """Return a link from a Python name to its place in the API pages."""
     return addnodes.pending_xref(

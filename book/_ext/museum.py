@@ -26,7 +26,8 @@ def markdown(stored: dict[str, Stored]) -> str:
     """Return the museum as Markdown; each chapter's docname stands before what it stored."""
     every = [exhibit for each in stored.values() for exhibit in each.exhibits]
     projects = sorted({exhibit.project for exhibit in every}, key=str.lower)
-    parts = [f"{len(every)} bugs, from {', '.join(projects)}."] if every else []
+    count = f"{len(every)} bug{'s' * (len(every) > 1)}"
+    parts = [f"{count}, from {', '.join(projects)}."] if every else []
     for docname in sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))):
         slug = docname.rsplit("/", 1)[-1]
         parts += [f"## {TITLES.get(slug, slug)}"]

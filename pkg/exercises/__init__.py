@@ -53,6 +53,10 @@ class Exercise:
         """Return the verdict on an answer; whatever the answer does, this does not raise."""
         if answer is ...:
             return Verdict(self.title, None, "Replace the three dots by your answer.")
+        if answer is None:
+            return Verdict(self.title, False, "Your answer is None: is a `return` missing?")
+        if isinstance(answer, str | list | tuple | dict | set) and not answer:
+            return Verdict(self.title, False, "Your answer is empty: there is nothing to check.")
         try:
             self.check(answer)
         except Rejected as reason:

@@ -197,14 +197,7 @@ class Ledger:
             how = prove_by_exhaustion(statement, cases)
             sentence = f"Holds {how}"
         else:
-            how = (
-                prove_by_induction(statement, induction)
-                if induction
-                else prove(
-                    statement,
-                    witness=None if witness is None else self.definitions.unfold(witness, given),
-                )
-            )
+            how = prove_by_induction(statement, induction) if induction else ""
             seed = f"{self.chapter}:{name}"
             points = guard(
                 statement,
@@ -213,6 +206,10 @@ class Ledger:
                 assuming=assuming,
                 induction=induction,
             )
+            if not how:
+                # Only now: the proof of a false statement, which has failed above, can take minutes.
+                seen = None if witness is None else self.definitions.unfold(witness, given)
+                how = prove(statement, witness=seen)
             where = f"at {points} random points" if points > 1 else "with nothing to vary"
             sentence = f"For all values, {how}; and to {DIGITS} digits {where}"
         sentence += f", {because}." if because else "."
@@ -247,13 +244,13 @@ class Ledger:
         for number, (left, right) in enumerate(zip((start, *steps), steps, strict=False), 1):
             link = self._unfold(sp.Eq(left, right, evaluate=False), given)
             try:
-                prove(link)
                 guard(
                     link,
                     seed=f"{self.chapter}:{name}:{number}",
                     domain=everywhere,
                     assuming=assuming,
                 )
+                prove(link)
             except NotProved as error:
                 raise NotProved(f"step {number}: {error}") from error
         lines = [rf"{self._latex(start)} &= {self._latex(steps[0])}"]

@@ -45,6 +45,14 @@ def draw(seed, q_shape, k_len, kv_heads=None, dtype=torch.float64):
     ]
 
 
+def random_parents(nodes, seed):
+    """The parents of a random tree of `nodes` nodes; -1 is a root."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.tensor(
+        [int(torch.randint(-1, node, (), generator=generator)) for node in range(nodes)]
+    )
+
+
 def gradients(function, tensors, seed=0):
     """Return the outcome of `function` on leaves made of `tensors`, and the leaves' gradients."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]

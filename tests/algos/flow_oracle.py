@@ -1,4 +1,4 @@
-"""Flows that are known in closed form: from a standard normal to any normal, and to two points."""
+"""What the tests of flows share: numbers, paths, and flows that are known in closed form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,40 @@ import math
 
 import torch
 from torch import Tensor
+
+from pkg.algos.rectified_flow import (
+    GaussianPath,
+    LinearPath,
+    OptimalTransportPath,
+    Solver,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+    VelocityMLP,
+)
+
+#: Its error is far below every tolerance of a test.
+TIGHT = Solver(rtol=1e-9, atol=1e-9)
+PATHS = {
+    "linear": LinearPath(),
+    "ot": OptimalTransportPath(sigma_min=0.1),
+    "vp": VariancePreservingPath(),
+    "ve": VarianceExplodingPath(sigma_min=0.1, sigma_max=3.0),
+    "circle": GaussianPath(
+        lambda t: torch.sin(math.pi / 2 * t), lambda t: torch.cos(math.pi / 2 * t)
+    ),
+}
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return normal numbers that are the same in every type, up to its rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def small_network(size: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> VelocityMLP:
+    """Return a network with random weights."""
+    torch.manual_seed(seed)
+    return VelocityMLP(size, hidden=16, depth=2, frequencies=3).to(dtype)
 
 
 class NormalFlow:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pkg.algos.coupling_flows import Glow
+from pkg.algos.coupling_flows import Glow, dequantise
 from pkg.algos.coupling_flows.training import fit
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,6 +91,56 @@ def test_the_average_is_that_of_the_weights_seen():
     assert result.average.keys() == flow.state_dict().keys()
 
 
+def first_step(**options):
+    """Return the largest change of a weight in the first step."""
+    flow, seen = small(), []
+    flow.initialise(dequantise(counts(), bins=4))
+    given = {"bins": 4, "steps": 1, "batch": 8, "lr": 1e-2, "seed": 3} | options
+
+    def watch(step, bits):
+        seen.append([p.detach().clone() for p in flow.parameters()])
+
+    # the first batch sets the weights of ActNorm; the step is what happens after that
+    before = fit(flow, counts(), **given | {"lr": 1e-12}).average
+    named = dict(flow.named_parameters())
+    old = {name: tensor.clone() for name, tensor in before.items() if name in named}
+    fit(flow, counts(), watch=watch, **given)
+    return max(float((named[n].detach() - old[n]).abs().max()) for n in old)
+
+
+def test_the_rate_rises_from_its_hundredth_part():
+    """Adam's first step is as long as its rate, whatever the gradient."""
+    assert first_step() == pytest.approx(1e-2 / 100, rel=2e-3)
+    assert first_step(warm_up=1) == pytest.approx(1e-2, rel=2e-3)
+    assert first_step(warm_up=4) == pytest.approx(1e-2 / 4, rel=2e-3)
+
+
+def test_a_gradient_is_cut_to_its_largest_norm():
+    """Cut to 1e-12, it vanishes beside the 1e-8 that Adam adds to its size."""
+    assert first_step(clip=1e-12, warm_up=1) < 1e-5
+
+
+def test_by_default_a_gradient_is_cut_to_a_hundred_nats(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    seen = []
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", lambda p, most: seen.append(most))
+    fit(small(), counts(), bins=4, steps=2, batch=8, lr=1e-3, seed=0)
+    assert seen == [100.0, 100.0]
+
+
+def test_the_average_goes_back_a_thousand_steps():
+    flow, seen = small(), []
+    watch = lambda step, bits: seen.append([p.detach().clone() for p in flow.parameters()])  # noqa: E731
+    result = fit(flow, counts(), bins=4, steps=3, batch=8, lr=5e-2, seed=3, warm_up=1, watch=watch)
+    for place, (name, _) in enumerate(flow.named_parameters()):
+        first, second, third = (weights[place].double() for weights in seen)
+        share = [0.999**2, 0.999, 1.0]
+        mean = (share[0] * first + share[1] * second + share[2] * third) / sum(share)
+        # float32 sums of three parts of a thousandth each
+        torch.testing.assert_close(result.average[name].double(), mean, rtol=1e-4, atol=1e-5)
+
+
 def test_each_epoch_sees_every_sample_once():
     from pkg.algos.coupling_flows.training import _batches
 
@@ -109,6 +159,8 @@ def test_each_epoch_sees_every_sample_once():
         ({"batch": 41}, "at least a batch of 41, got 40"),
         ({"bins": 1}, "bins"),
         ({"lr": -1.0}, "lr"),
+        ({"warm_up": 0}, "warm_up"),
+        ({"batch": 0}, "batch"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, message):
@@ -141,3 +193,29 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
     monkeypatch.setattr(training.distributed, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="multiple of the 3 processes, got 8"):
         fit(small(), counts(), bins=4, steps=1, batch=8, lr=1e-3, seed=0)
+
+
+def test_a_batch_that_can_be_divided_is_taken(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    for name, value in (("is_initialized", True), ("get_world_size", 3), ("get_rank", 2)):
+        monkeypatch.setattr(training.distributed, name, lambda value=value: value)
+    assert training._place(9) == (2, 3)
+    monkeypatch.setattr(training.distributed, "is_initialized", lambda: False)
+    assert training._place(8) == (0, 1)
+
+
+def test_losses_are_averaged_over_the_processes(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    monkeypatch.setattr(training.distributed, "all_reduce", lambda loss: loss.mul_(5))
+    assert training._mean(torch.tensor(3.0), 5) == 3.0  # five processes that all lost 3
+    assert training._mean(torch.tensor(3.0), 1) == 3.0
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with training.processes() as found:
+        assert found == (0, 1)

@@ -33,11 +33,25 @@ from pkg.algos.coupling_flows import (
     dequantise,
     log_scale_bound,
 )
-from pkg.algos.coupling_flows.networks import MLP
+from pkg.algos.coupling_flows.networks import MLP, ConvNet, ResidualConvNet
 
 X = torch.zeros(2, 4)
 IMAGES = torch.zeros(2, 3, 4, 6)
 SINGULAR = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+
+
+class Silent(nn.Module):
+    """A base that knows its density, and draws no samples."""
+
+    def log_prob(self, z):
+        return z.sum(1)
+
+
+class Undoes:
+    """Has an inverse, but is no module."""
+
+    def inverse(self, z):
+        return z, z.sum(1)
 
 
 def thirds():
@@ -148,6 +162,52 @@ REFUSED = {
     "an odd image for RealNVP": (lambda: RealNVP((1, 3, 4)), ValueError, "multiples of 2"),
     "a vector for Glow": (lambda: Glow((4,)), ValueError, "that of an image"),
     "a shape of words": (lambda: NICE("digits"), TypeError, "shape of one sample"),
+    "a shape of truth": (lambda: StandardNormal(True), TypeError, "shape of one sample"),
+    "an empty shape": (lambda: StandardNormal(()), TypeError, "shape of one sample"),
+    "one pixel above 1": (
+        lambda: Logit()(torch.tensor([[0.5, 16.0, -3.0]])), ValueError, r"\[0, 1\], got 16"),
+    "the logit of 1": (lambda: Logit(0.0)(X + 1), ValueError, "strictly between 0 and 1"),
+    "a negative alpha": (lambda: Logit(-0.1), ValueError, "at least 0"),
+    "alpha of truth": (lambda: Logit(False), TypeError, "alpha must be a number"),
+    "alpha of words": (lambda: Logit("0.05"), TypeError, "alpha must be a number"),
+    "an empty permutation": (lambda: Permutation([]), ValueError, "each of 0..C-1 once"),
+    "a vector to unsqueeze": (
+        lambda: Squeeze().inverse(X), ValueError, "C a multiple of 4, got"),
+    "a constant second channel": (
+        lambda: ActNorm(2).initialise(torch.tensor([[1.0, 3.0], [2.0, 3.0]])), ValueError,
+        "channel 1 has standard deviation 0"),
+    "a weight of integers": (
+        lambda: Invertible1x1Conv.from_weight(SINGULAR.long()), TypeError, "floating-point tensor"),
+    "a weight that is a list": (
+        lambda: Invertible1x1Conv.from_weight([[1.0]]), TypeError, "floating-point tensor"),
+    "a weight of no channels": (
+        lambda: Invertible1x1Conv.from_weight(torch.zeros(0, 0)), ValueError, r"shape \(C, C\)"),
+    "three axes of a weight": (
+        lambda: Invertible1x1Conv.from_weight(torch.ones(2, 2, 2)), ValueError, r"shape \(C, C\)"),
+    "negative counts": (
+        lambda: dequantise(X.long() - 1, bins=17), ValueError, r"0..16, got -1..-1"),
+    "complex counts": (lambda: dequantise(X + 0j, bins=17), TypeError, "tensor of integers"),
+    "a list of counts": (lambda: dequantise([1], bins=17), TypeError, "integers, got list"),
+    "learnt noise without a bound": (
+        lambda: VariationalDequantisation(MLP(4, 8), bins=17, bound=0.0), ValueError, "bound"),
+    "an infinite temperature": (
+        lambda: StandardNormal(2).sample(1, temperature=math.inf), ValueError, "finite"),
+    "a true temperature": (
+        lambda: StandardNormal(2).sample(1, temperature=True), TypeError, "temperature"),
+    "a base that draws nothing": (
+        lambda: Flow(Scaling(2), Silent()), TypeError, "base must have sample"),
+    "no levels": (lambda: RealNVP((1, 4, 4), levels=0), ValueError, "levels must be at least 1"),
+    "one coupling of RealNVP": (lambda: RealNVP(4, couplings=1), ValueError, "couplings"),
+    "no hidden units": (lambda: RealNVP(4, hidden=0), ValueError, "hidden must be at least 1"),
+    "no steps": (lambda: Glow((1, 4, 4), steps=0), ValueError, "steps must be at least 1"),
+    "no levels of Glow": (lambda: Glow((1, 4, 4), levels=0), ValueError, "levels must be"),
+    "an odd width of Glow": (lambda: Glow((1, 8, 6)), ValueError, "multiples of 4, got"),
+    "a network without inputs": (lambda: MLP(0, 2), ValueError, "size must be at least 1"),
+    "convolutions of nothing": (lambda: ConvNet(1, 1, 0), ValueError, "size must be at least 1"),
+    "no residual blocks": (
+        lambda: ResidualConvNet(1, 1, 2, 0), ValueError, "size must be at least 1"),
+    "what can be undone, and is no module": (
+        lambda: Compose(Undoes()), TypeError, r"transforms\[0\] must be"),
 }  # fmt: skip
 
 
@@ -165,6 +225,30 @@ def test_a_weight_that_became_singular_is_noticed():
     for call in (layer, layer.inverse):
         with pytest.raises(ValueError, match="singular: rank 1 of 2"):
             call(torch.zeros(1, 2))
+
+
+def test_a_weight_that_became_nan_is_noticed():
+    layer = Invertible1x1Conv(2, decomposed=False)
+    with torch.no_grad():
+        layer.full.fill_(torch.nan)
+    with pytest.raises(ValueError, match="finite"):
+        layer(torch.zeros(1, 2))
+
+
+def test_the_last_values_that_are_allowed():
+    """One further in each direction is refused above."""
+    RationalQuadraticCoupling(ChannelMask.first_half(2), nn.Linear(1, 2999), bins=1000)
+    assert Logit(0.0)(X + 0.5)[0].tolist() == X.tolist()
+    for shape in ((1, 2), (2, 1)):
+        assert CheckerboardMask()(torch.zeros(1, 1, *shape)).sum() == 1
+    assert dequantise(torch.zeros(0, 3, dtype=torch.int64), bins=2).shape == (0, 3)
+    assert log_scale_bound(5.5) == math.log(1.5)
+    assert StandardNormal(2).sample(1, temperature=0.0).tolist() == [[0.0, 0.0]]
+    for smallest in (NICE(2, couplings=2), RealNVP(2, couplings=2, hidden=1, alpha=None)):
+        assert smallest.log_prob(torch.rand(3, 2)).shape == (3,)
+    one = Glow((1, 2, 2), levels=1, steps=1, hidden=1)
+    assert one.sample(2).shape == (2, 1, 2, 2)
+    assert VariationalDequantisation(MLP(4, 8), bins=2)(X.long() + 1)[1].shape == (2,)
 
 
 def test_every_public_name_is_there():

@@ -21,6 +21,7 @@ from pkg.algos.coupling_flows import (
     RationalQuadraticCoupling,
     RealNVP,
     Scaling,
+    StandardLogistic,
     StandardNormal,
     VariationalDequantisation,
     bits_per_dim,
@@ -209,6 +210,37 @@ def test_learnt_noise_has_the_density_that_it_says():
     q = q / (middle * (1 - middle))
     # histogram against the density in the middle of a bin: the curve bends within it
     assert torch.allclose(shares, q / 10, atol=0.01)
+
+
+def test_learnt_noise_sees_the_counts_from_minus_one_to_one():
+    seen = []
+
+    class Watching(MLP):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    VariationalDequantisation(Watching(3, 6, (2,)), bins=17)(torch.tensor([[0, 16, 4]]))
+    assert seen[0].tolist() == [[-1.0, 1.0, -0.5]]
+
+
+def test_bits_of_a_flow_are_those_of_its_density():
+    flow, x, shape = ready("RealNVP")
+    told = flow.bits_per_dim(x, bins=256)
+    expected = (math.log(256) - flow.log_prob(x) / math.prod(shape)) / math.log(2)
+    torch.testing.assert_close(told, expected, rtol=1e-14, atol=1e-14)
+    flow.bits_per_dim(x.round(), bins=2)  # both ends of the unit interval belong to it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_uniform_draw_of_zero_has_a_logit_all_the_same(dtype, monkeypatch):
+    """As that of the smallest positive number that can be drawn: half the spacing below 1."""
+    base = StandardLogistic(3).to(dtype)
+    smallest = torch.finfo(dtype).eps / 2
+    drawn = torch.tensor([[0.0, smallest, 2 * smallest]], dtype=dtype)
+    monkeypatch.setattr(torch, "rand", lambda size, **options: drawn)
+    expected = [math.log(u / (1 - u)) for u in (smallest, smallest, 2 * smallest)]
+    assert base.sample(1)[0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_models_start_near_the_base():

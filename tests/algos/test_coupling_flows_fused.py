@@ -183,6 +183,31 @@ def test_16_bits_are_computed_in_32():
     assert (z.double() - exact[0]).norm() <= 0.05 * exact[0].norm()
 
 
+@pytest.mark.parametrize(("hidden", "padded"), [(1, 16), (16, 16), (17, 32), (33, 64)])
+def test_weights_are_filled_up_with_zeros_to_powers_of_two(hidden, padded):
+    layers = Compose(coupling([T, F, T], hidden), coupling([F, T, F], hidden, seed=1))
+    fused = FusedCouplings(layers)
+    shapes = {
+        "w1": (2, 16, padded), "b1": (2, padded), "w2": (2, padded, padded), "b2": (2, padded),
+        "w3": (2, 2, padded, 16), "b3": (2, 2, 16), "kept": (2, 16),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        held = getattr(fused, name)
+        assert held.shape == shape, name
+        given = sum(int(layer.detach().count_nonzero()) for layer in of_kind(layers, name))
+        assert name == "kept" or int(held.count_nonzero()) == given, name
+    assert fused.kept[0].tolist() == [1, 0, 1, *[1] * 13]
+    assert fused.kept[1].tolist() == [0, 1, 0, *[1] * 13]
+
+
+def of_kind(layers, name):
+    """Yield the weights, or biases, of the layers' networks that one buffer holds."""
+    for layer in layers.transforms:
+        if name != "kept":
+            linear = layer.network.layers[2 * (int(name[1]) - 1)]
+            yield linear.weight if name[0] == "w" else linear.bias
+
+
 @pytest.mark.parametrize(
     ("layer", "shown"),
     [

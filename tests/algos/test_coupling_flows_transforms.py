@@ -23,7 +23,7 @@ from pkg.algos.coupling_flows import (
     Scaling,
     Squeeze,
 )
-from pkg.algos.coupling_flows.networks import MLP, ConvNet, ResidualConvNet
+from pkg.algos.coupling_flows.networks import MLP, ConvNet
 
 VECTORS = [(d,) for d in range(1, 8)]
 IMAGES = [(1, 2, 4), (2, 4, 2), (3, 2, 3)]
@@ -328,19 +328,6 @@ def test_the_spline_is_increasing_and_the_identity_outside():
     assert (z[~outside] != x[~outside]).any()
 
 
-def test_a_multi_scale_flow_lays_out_what_leaves_first():
-    flow = MultiScale((2, 2, 4), [ActNorm(2).eval(), Squeeze()])
-    x = torch.arange(16.0).reshape(1, 2, 2, 4)
-    z = flow(x)[0]
-    assert z[0, :8].tolist() == x[0, 1].flatten().tolist()  # the second channel left
-    assert z[0, 8:].tolist() == Squeeze()(x[:, :1])[0].flatten().tolist()
-
-
-def test_residual_networks_have_the_right_shape():
-    net = ResidualConvNet(3, 5, 4, 2, generator=torch.Generator().manual_seed(0))
-    assert net(torch.zeros(2, 3, 4, 6)).shape == (2, 5, 4, 6)
-
-
 def test_the_logit_in_numbers():
     alpha = 0.1
     x = torch.tensor([[0.0, 0.25, 1.0]], dtype=torch.float64)
@@ -349,3 +336,22 @@ def test_the_logit_in_numbers():
     assert z[0].tolist() == pytest.approx([math.log(y / (1 - y)) for y in inner], rel=1e-14)
     slope = sum(math.log(0.8 / (y * (1 - y))) for y in inner)
     assert float(log_det) == pytest.approx(slope, rel=1e-14)
+
+
+def test_a_spline_far_out_in_a_corner():
+    """Places at the very knots and at both ends of the tails belong to one bin, and come back."""
+    layer = RationalQuadraticCoupling(ChannelMask.first_half(2), nn.Linear(1, 11), bins=4, tail=2.0)
+    layer = layer.double()
+    nn.init.zeros_(layer.network.weight)
+    nn.init.zeros_(layer.network.bias)
+    ends = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 2.5], dtype=torch.float64)
+    x = torch.stack((torch.zeros_like(ends), ends), 1)
+    z, log_det = layer(x)
+    back, undone = layer.inverse(z)
+    # equal bins of width 1, and inner slopes softplus(0) + 0.001: every knot stays where it is
+    slope = math.log(math.log(2) + 1e-3)
+    assert torch.allclose(z[:, 1], ends, atol=1e-14)
+    assert torch.allclose(back[:, 1], ends, atol=1e-14)
+    expected = torch.tensor([0, slope, slope, slope, 0, 0], dtype=torch.float64)
+    assert torch.allclose(log_det, expected, atol=1e-13)
+    assert torch.allclose(undone, -expected, atol=1e-13)

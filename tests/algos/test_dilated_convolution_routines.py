@@ -74,6 +74,74 @@ def test_inputs_and_outputs_that_meet(size, stride, outputs):
         assert list(pairs) == true
 
 
+# ---------------------------------------------------------------- the measured limits
+
+MEBI, LAST = 1 << 20, torch.channels_last
+
+
+def nothing(*shape, dtype=torch.float32, form=torch.contiguous_format):
+    """A tensor without storage: its shape, type and strides are all that is asked of it."""
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=form)
+
+
+@pytest.mark.parametrize(
+    ("x", "padding", "gains"),
+    [
+        (nothing(1, 2, 9, 9), [0, 0, 7, 7], False),
+        (nothing(1, 2, 9, 9), [0, 0, 8, 8], True),
+        (nothing(1, 2, 9, 9), [8, 8, 0, 0], True),
+        (nothing(1, 2, 9, 9, dtype=torch.bfloat16), [8, 8, 8, 8], True),
+        (nothing(1, 2, 9, 9, dtype=torch.float64), [8, 8, 8, 8], False),
+        (nothing(1, 2, 9, 9, dtype=torch.float64), [0, 0, 3, 2], True),  # PyTorch pads first, too
+        (nothing(1, 2, 9, 9, dtype=torch.float64), [1, 0, 0, 0], True),
+        (nothing(1, 3, 1024, 1024), [1] * 4, True),
+        (nothing(1, 3, 1024, 1023), [1] * 4, False),
+        (nothing(1, 3, 1024, 1024, form=LAST), [1] * 4, False),
+        (nothing(1, 3, 1024, 1024, dtype=torch.float16), [1] * 4, False),
+    ],
+)
+def test_where_the_forward_pass_of_ours_gains(x, padding, gains):
+    assert depthwise.forward_gains(x, padding) is gains
+
+
+@pytest.mark.parametrize(
+    ("x", "dilation", "gains"),
+    [
+        (nothing(1, 64, 32, 32), [1, 2], True),
+        (nothing(1, 64, 32, 32), [2, 1], True),
+        (nothing(1, 64, 32, 32), [1, 1], False),
+        (nothing(1, 64, 32, 31), [2, 2], False),
+        (nothing(1, 64, 32, 32, dtype=torch.float16), [2, 2], True),
+        (nothing(1, 64, 32, 32, dtype=torch.float64), [2, 2], False),
+    ],
+)
+def test_where_the_gradients_of_ours_gain(x, dilation, gains):
+    assert depthwise.gradient_gains(x, dilation) is gains
+
+
+def test_blocks_fill_the_cache_in_whole_vectors():
+    assert depthwise._blocks(40, MEBI // 32) == [slice(0, 16), slice(16, 32), slice(32, 48)]
+    assert depthwise._blocks(40, MEBI // 64 - 1) == [slice(0, 32), slice(32, 64)]
+    assert depthwise._blocks(20, 3 * MEBI) == [slice(0, 16), slice(16, 32)]  # at least one vector
+    assert depthwise._blocks(3, MEBI // 4, 1) == [slice(0, 2), slice(2, 4)]
+    assert depthwise._blocks(2, MEBI, 1) == [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.parametrize(("channels", "convolutions"), [(64, 1), (65, 5)])
+def test_two_blocks_are_done_at_once_and_more_one_by_one(channels, convolutions):
+    x = drawn(1, channels, 128, 128, dtype=torch.float32)
+    weight = drawn(channels, 1, 1, 2, dtype=torch.float32)
+    with Called() as called:
+        depthwise.depthwise_forward(x, weight, None, [1, 1], [0, 0, 8, 8], [1, 9])
+    assert called.names.count(PYTORCH) == convolutions
+
+
+def test_both_memory_formats_at_once_count_as_contiguous():
+    assert depthwise.memory_format(nothing(2, 1, 3, 4)) == torch.contiguous_format
+    assert depthwise.memory_format(nothing(2, 3, 3, 4, form=LAST)) == LAST
+    assert depthwise.memory_format(nothing(2, 3, 3, 4)) == torch.contiguous_format
+
+
 # ---------------------------------------------------------------- which routine runs
 
 

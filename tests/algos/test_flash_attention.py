@@ -12,7 +12,7 @@ from pkg.algos.flash_attention import (
     flash_attention,
     tiled_attention,
 )
-from tests.algos.attention_oracle import band, draw, gradients, oracle
+from tests.algos.attention_oracle import band, draw, gradients, oracle, random_parents
 
 
 def tiled(*args, **keywords):
@@ -70,17 +70,10 @@ def test_boolean_masks_of_every_broadcast_shape(form, shape):
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=CLOSE["atol"] * 8)
 
 
-def random_tree(nodes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.tensor(
-        [int(torch.randint(-1, node, (), generator=generator)) for node in range(nodes)]
-    )
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("nodes", "prefix"), [(1, 0), (5, 0), (7, 20), (64, 9), (70, 131)])
 def test_trees_of_draft_tokens(form, nodes, prefix):
-    parents = torch.stack([random_tree(nodes, seed) for seed in (4, 5)])
+    parents = torch.stack([random_parents(nodes, seed) for seed in (4, 5)])
     visible = torch.ones(2, 1, nodes, prefix + nodes, dtype=torch.bool)
     for tree in range(2):
         for node in range(nodes):
@@ -153,7 +146,7 @@ def test_nan_in_what_a_query_does_not_see_does_not_reach_it(form, bad, which, by
         visible = band(60, 60, left=9, right=4)
         arguments = {"window": (9, 4)}
     if by == "tree":
-        tree = AncestorMask.from_parents(random_tree(60, 2))
+        tree = AncestorMask.from_parents(random_parents(60, 2))
         visible, arguments = tree.to_dense()[0], {"mask": tree}
     clean = gradients(lambda *x: oracle(*x, visible)[0], (q, k, v))
     poisoned = {"k": k, "v": v}[which].clone()

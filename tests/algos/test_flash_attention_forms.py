@@ -93,6 +93,12 @@ def test_packed_sequences_do_not_see_each_other(q_lens, k_lens, index):
             row, column = row + a, column + b
 
 
+def test_no_sequence_at_all():
+    x, none = torch.zeros(0, 2, 16), torch.tensor([0])
+    output = flash_attention_varlen(x, x, x, none, none, max_seqlen_q=0, max_seqlen_k=0)
+    assert output.shape == x.shape
+
+
 def test_a_nan_in_one_sequence_stays_there():
     q, k, v = packed(4, [5, 6], 2), packed(5, [5, 6], 2), packed(6, [5, 6], 2)
     k[7], v[8] = torch.nan, torch.inf
@@ -123,6 +129,21 @@ def test_decoding_with_any_number_of_splits(splits, q_len):
         expected = oracle(q[here], k[here, :, :length], v[here, :, :length], visible)
         torch.testing.assert_close(output[here], expected[0], **CLOSE)
         torch.testing.assert_close(lse[here], expected[1], **CLOSE)
+
+
+def test_the_kernel_is_asked_to_choose_the_splits_unless_the_caller_does(monkeypatch):
+    from pkg.algos.flash_attention import decode
+
+    asked = []
+
+    def spy(q, k, v, lengths, splits, scale):
+        asked.append(splits)
+        return q, q
+
+    monkeypatch.setattr(decode, "decode_operator", spy)
+    for splits in (None, 1, 5):
+        flash_decode(X, X, X, torch.tensor([6, 6]), splits=splits)
+    assert asked == [0, 1, 5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -209,6 +230,7 @@ def test_a_ring_of_one_is_attention():
     torch.testing.assert_close(got[0], expected[0], **CLOSE)
     for mine, theirs in zip(got[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, **LOOSER)
+    torch.testing.assert_close(ring_attention(*tensors), oracle(*tensors)[0], **CLOSE)
 
 
 # ------------------------------------------------------------------ at the door
@@ -304,6 +326,7 @@ def test_packed_sequences_that_do_not_fit(change, error, message):
         ({"lengths": [6, 6]}, TypeError, "got list"),
         ({"lengths": torch.tensor([6])}, ValueError, r"lengths must have shape \(2,\), got \(1,\)"),
         ({"lengths": torch.tensor([6, 7])}, ValueError, "lengths must be between 0 and 6, got 7"),
+        ({"lengths": torch.tensor([0, 7])}, ValueError, "lengths must be between 0 and 6, got 7"),
         ({"lengths": torch.tensor([-1, 7])}, ValueError, "lengths must be between 0 and 6, got -1"),
         ({"splits": 0}, ValueError, "splits must be at least 1, got 0"),
         ({"splits": 1.5}, ValueError, "splits must be at least 1, got 1.5"),
@@ -320,13 +343,44 @@ def test_trees_that_do_not_fit():
         AncestorMask([1])
     with pytest.raises(ValueError, match="words must have shape"):
         AncestorMask(torch.zeros(1, 65, 1, dtype=torch.int64))
+    for shape in ((4, 1), (1, 1, 4, 1)):
+        with pytest.raises(ValueError, match="words must have shape"):
+            AncestorMask(torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"visible must be a boolean tensor, got torch\.float32"):
         AncestorMask.from_dense(torch.ones(2, 2))
-    with pytest.raises(ValueError, match="visible must have shape"):
-        AncestorMask.from_dense(torch.ones(2, 3).bool())
+    for shape in ((2, 3), (2, 2, 3), (2,), (1, 1, 2, 2)):
+        with pytest.raises(ValueError, match="visible must have shape"):
+            AncestorMask.from_dense(torch.ones(shape).bool())
     with pytest.raises(TypeError, match=r"parents must be an integer tensor, got torch\.float32"):
         AncestorMask.from_parents(torch.zeros(2))
     with pytest.raises(ValueError, match="parents must name a node before each child"):
         AncestorMask.from_parents(torch.tensor([-1, 1]))
     with pytest.raises(ValueError, match="parents must have shape"):
         AncestorMask.from_parents(torch.zeros(1, 1, 1, dtype=torch.int64))
+
+
+def test_what_the_kernels_cannot_take_is_refused_before_a_launch():
+    """Tensors without numbers stand for a GPU's: a fake operator answers where the door lets in."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def on_gpu(tokens, dim, dtype=torch.float16):
+        return torch.empty(1, 1, tokens, dim, dtype=dtype, device="cuda")
+
+    with FakeTensorMode():
+        lengths = torch.empty(1, dtype=torch.int64, device="cuda")
+        for dim in (16, 256):
+            x = on_gpu(64, dim)
+            assert flash_attention(x, x, x).shape == x.shape
+            assert flash_decode(x, x, x, lengths).shape == x.shape
+        for dim in (15, 257):
+            for form in (flash_attention, ring_attention):
+                with pytest.raises(
+                    ValueError, match=f"head_dim of 16 to 256 on the GPU, got {dim}"
+                ):
+                    form(*[on_gpu(4, dim)] * 3)
+        with pytest.raises(TypeError, match=r"on the GPU, got torch\.float64"):
+            flash_attention(*[on_gpu(4, 16, torch.float64)] * 3)
+        with pytest.raises(ValueError, match="at most 64 tokens on the GPU, got 65"):
+            flash_decode(*[on_gpu(65, 16)] * 3, lengths)
+        with pytest.raises(ValueError, match="lengths must be on q's device cuda:0, got cpu"):
+            flash_decode(*[on_gpu(4, 16)] * 3, torch.empty(1, dtype=torch.int64))

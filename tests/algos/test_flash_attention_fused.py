@@ -7,6 +7,7 @@ from pkg.algos.flash_attention import AncestorMask, attention, flash_attention, 
 from pkg.algos.flash_attention.fused import fused_backward, fused_forward
 from pkg.algos.flash_attention.masks import Visibility
 from pkg.algos.flash_attention.tiled import tiled_backward, tiled_forward
+from tests.algos.attention_oracle import random_parents
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -14,9 +15,8 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def random_tree(nodes, batch=1):
-    generator = torch.Generator().manual_seed(nodes)
-    drawn = torch.rand(batch, nodes, generator=generator)
-    return AncestorMask.from_parents((drawn * torch.arange(nodes)).long() - 1)
+    parents = [random_parents(nodes, seed) for seed in range(batch)]
+    return AncestorMask.from_parents(torch.stack(parents))
 
 
 def dense(seen):
@@ -55,6 +55,23 @@ def test_common_keys_count_for_every_query_and_the_rest_follows(seen):
     expected = pairs[:, common:]
     found = torch.ones_like(expected) if tile is None else tile.reshape(expected.shape)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("seen", [seen for seen in BANDS if seen.ancestors is None])
+def test_a_tile_has_a_mask_only_where_it_needs_one_and_is_left_out_if_nothing_is_seen(seen):
+    pairs = dense(seen)
+    for block in (1, 2, 3):
+        for q0 in range(0, seen.q_len, block):
+            q1 = min(q0 + block, seen.q_len)
+            tiles = {k0: (k1, tile) for k0, k1, tile in seen.tiles(q0, q1, block)}
+            for k0 in range(0, seen.k_len, block):
+                expected = pairs[q0:q1, k0 : k0 + block]
+                assert (k0 in tiles) == bool(expected.any())
+                if k0 in tiles:
+                    end, tile = tiles[k0]
+                    assert end == min(k0 + block, seen.k_len)
+                    assert (tile is None) == bool(expected.all())
+                    assert tile is None or torch.equal(tile, expected)
 
 
 @pytest.mark.parametrize("block", [7, 64, 100, 128])
@@ -112,6 +129,21 @@ def test_decoding_goes_by_each_length(q_len):
             found[i : i + 1], attention(q[i : i + 1], *part, causal=True), rtol=0, atol=1e-13
         )
     assert (lse[0] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("splits", [None, 3])
+def test_decoding_many_tokens_and_empty_caches(splits):
+    q, (k, v) = draw(2, 2, 70, 16), draw(2, 2, 1, 90, 16, seed=1)
+    found = flash_decode(q, k, v, torch.tensor([90, 80]), splits=splits)
+    for i, length in enumerate((90, 80)):
+        part = (x[i : i + 1, :, :length] for x in (k, v))
+        alone = attention(q[i : i + 1], *part, causal=True)
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=1e-13)
+    nothing = flash_decode(q, k, v, torch.tensor([0, 0]), splits=splits)
+    assert not nothing.any()
+    assert (
+        flash_decode(q[:0], k[:0], v[:0], torch.tensor([], dtype=torch.int64)).shape == q[:0].shape
+    )
 
 
 def test_a_gradient_at_the_log_sum_exp_is_not_lost():

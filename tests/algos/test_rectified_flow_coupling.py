@@ -13,12 +13,8 @@ from flow_matching.path import CondOTProbPath
 
 from pkg.algos.rectified_flow import (
     ContinuousFlow,
-    GaussianPath,
     LinearPath,
-    OptimalTransportPath,
     Solver,
-    VarianceExplodingPath,
-    VariancePreservingPath,
     VelocityMLP,
     assignment_coupling,
     conditional_flow_matching_loss,
@@ -33,26 +29,19 @@ from pkg.algos.rectified_flow import (
     straightness,
     transport_cost,
 )
-from tests.algos.flow_oracle import TWO_POINT_COST, normal_flow, two_point_velocity
-
-TIGHT = Solver(rtol=1e-9, atol=1e-9)
-PATHS = [
-    LinearPath(),
-    OptimalTransportPath(sigma_min=0.1),
-    VariancePreservingPath(),
-    VarianceExplodingPath(sigma_min=0.1, sigma_max=3.0),
-    GaussianPath(lambda t: torch.sin(math.pi / 2 * t), lambda t: torch.cos(math.pi / 2 * t)),
-]
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
+from tests.algos.flow_oracle import (
+    PATHS,
+    TIGHT,
+    TWO_POINT_COST,
+    normal_flow,
+    randn,
+    two_point_velocity,
+)
 
 # ---------------------------------------------------------------- losses
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_both_losses_have_the_same_gradient(path):
     # Every expectation in full: three data points, and Gauss-Hermite nodes for the noise. The
     # marginal velocity is smooth, so 60 nodes integrate to rounding; a few random ones would not.
@@ -95,7 +84,7 @@ def test_weights_and_conditions():
     torch.testing.assert_close(only_first, expected)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_the_marginal_velocity_is_the_weighted_mean(path):
     data, xt, t = randn(5, 2), randn(4, 2, seed=1), torch.tensor([0.1, 0.4, 0.6, 0.8]).double()
     at = path.coefficients(t)

@@ -21,16 +21,7 @@ from pkg.algos.rectified_flow import (
     reverse_time,
 )
 from pkg.algos.rectified_flow.paths import PREDICTIONS
-
-PATHS = {
-    "linear": LinearPath(),
-    "ot": OptimalTransportPath(sigma_min=0.1),
-    "vp": VariancePreservingPath(),
-    "ve": VarianceExplodingPath(sigma_min=0.01, sigma_max=50.0),
-    "circle": GaussianPath(
-        lambda t: torch.sin(math.pi / 2 * t), lambda t: torch.cos(math.pi / 2 * t)
-    ),
-}
+from tests.algos.flow_oracle import PATHS
 
 
 def points(shape=(7, 2, 3), *, seed=0, dtype=torch.float64):

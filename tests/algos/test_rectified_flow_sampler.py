@@ -1,40 +1,18 @@
-"""The fused sampler and the drawn path: against torchdiffeq, diffusers, and plain formulas."""
+"""The fused sampler: against torchdiffeq, diffusers, and plain formulas."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torchdiffeq import odeint
 
-from pkg.algos.rectified_flow.fused import draw_path
-from pkg.algos.rectified_flow.paths import (
-    GaussianPath,
-    LinearPath,
-    OptimalTransportPath,
-    VarianceExplodingPath,
-    VariancePreservingPath,
-)
 from pkg.algos.rectified_flow.sampler import STAGES, guided_step, sample_fixed
-from pkg.algos.rectified_flow.times import LogitNormalTime, UniformTime
+from tests.algos.flow_oracle import randn
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
-PATHS = {
-    "linear": LinearPath(),
-    "optimal transport": OptimalTransportPath(sigma_min=0.25),
-    "preserving": VariancePreservingPath(beta_min=0.1, beta_max=20.0),
-    "exploding": VarianceExplodingPath(sigma_min=0.01, sigma_max=10.0),
-    "circle": GaussianPath(lambda t: torch.sin(t), lambda t: torch.cos(t)),
-}
-
-
-def numbers(*shape, dtype=torch.float64, start=0):
-    generator = torch.Generator().manual_seed(start)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def uneven(steps, dtype=torch.float64):
@@ -55,7 +33,7 @@ def swirl(x, t):
 )
 @pytest.mark.parametrize("falling", [False, True])
 def test_the_methods_are_those_of_torchdiffeq(ours, theirs, falling):
-    x, times = numbers(7, 2), uneven(9)
+    x, times = randn(7, 2), uneven(9)
     times = times.flip(0) if falling else times
     wanted = odeint(lambda t, x: swirl(x, t.expand(len(x))), x, times, method=theirs)[-1]
     torch.testing.assert_close(
@@ -90,7 +68,7 @@ def test_the_classical_weights_integrate_polynomials_in_time(method):
 
 @pytest.mark.parametrize("method", STAGES)
 def test_halving_the_steps_divides_the_error_as_the_order_says(method):
-    x = numbers(50, 2)
+    x = randn(50, 2)
     truth = odeint(
         lambda t, x: swirl(x, t.expand(len(x))), x, torch.tensor([0.0, 1.0]).double(), method="dopri8",
         rtol=1e-12, atol=1e-12,
@@ -105,7 +83,7 @@ def test_halving_the_steps_divides_the_error_as_the_order_says(method):
 
 @pytest.mark.parametrize("method", STAGES)
 def test_a_straight_flow_takes_one_step(method):
-    x0, x1 = numbers(5, 3, 2), numbers(5, 3, 2, start=1)
+    x0, x1 = randn(5, 3, 2), randn(5, 3, 2, seed=1)
     found = sample_fixed(lambda x, t: x1 - x0, x0, 1, method=method)
     torch.testing.assert_close(found, x1, rtol=0, atol=1e-14)
 
@@ -134,7 +112,7 @@ def test_a_guided_step_is_that_of_diffusers(weight, index):
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(6)
-    x, c, u = (numbers(2, 3, 4, start=i, dtype=torch.float32) for i in range(3))
+    x, c, u = (randn(2, 3, 4, seed=i, dtype=torch.float32) for i in range(3))
     scheduler.set_begin_index(index)
     v = u + weight * (c - u)
     wanted = scheduler.step(v, scheduler.timesteps[index], x, return_dict=False)[0]
@@ -151,7 +129,7 @@ def test_guidance_in_the_sampler_is_guidance_of_the_velocity(method):
     def velocity(x, t, label, scale):
         return swirl(x, t) * label.view(-1, 1) + scale.view(-1, 1)
 
-    x, label, scale = numbers(6, 2), numbers(6, start=1), numbers(6, start=2)
+    x, label, scale = randn(6, 2), randn(6, seed=1), randn(6, seed=2)
     none = {"label": torch.zeros_like(label), "scale": -torch.ones_like(scale)}
     weights = torch.linspace(-1, 5, 6, dtype=torch.float64)
     for weight in (2.5, torch.tensor(2.5), weights):
@@ -206,7 +184,7 @@ def test_a_half_precision_network_does_not_stop_the_state(method, dtype):
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_step_is_rounded_once(dtype, guided):
-    x, c, u = (numbers(70, 1000, start=i, dtype=dtype) for i in range(3))
+    x, c, u = (randn(70, 1000, seed=i, dtype=dtype) for i in range(3))
     given = {"unconditional": u, "guidance": 4.5} if guided else {}
     found = guided_step(x, c, times=torch.tensor([1.0, 0.7]), index=0, **given)
     h = float(torch.tensor(0.7)) - 1.0
@@ -225,13 +203,13 @@ def test_shapes_without_elements_and_without_samples():
 
 
 def test_a_strided_start_is_no_matter():
-    x = numbers(4, 6).T
+    x = randn(4, 6).T
     found = sample_fixed(swirl, x[:, :2], 3, method="rk4")
     assert torch.equal(found, sample_fixed(swirl, x[:, :2].contiguous(), 3, method="rk4"))
 
 
 def test_the_start_is_left_as_it_was():
-    x = numbers(3, 2)
+    x = randn(3, 2)
     before = x.clone()
     sample_fixed(swirl, x, 4, method="heun")
     assert torch.equal(x, before)
@@ -290,126 +268,3 @@ def test_bad_arguments_are_told_by_name(change, error, message):
 def test_bad_arguments_of_a_step_are_told_by_name(change, error, message):
     with pytest.raises(error, match=message):
         guided_step(**{"x": X, "velocity": X, "times": TIMES, "index": 0, **change})
-
-
-# ---------------------------------------------------------------- the drawn path
-
-
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("name", PATHS)
-def test_a_drawn_path_is_the_path_at_the_times_and_noise_that_were_drawn(name, given):
-    x1 = numbers(40, 3, 5)
-    x0 = numbers(40, 3, 5, start=1) if given else None
-    generator = torch.Generator().manual_seed(3)
-    drawn = draw_path(x1, path=PATHS[name], time=UniformTime(), generator=generator, x0=x0)
-    assert drawn.x1 is x1
-    assert not given or drawn.x0 is x0
-    wanted = PATHS[name].sample(drawn.x0, x1, drawn.t)
-    for a, b in ((drawn.xt, wanted.xt), (drawn.velocity, wanted.velocity)):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # some roundings of float64
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", PATHS)
-def test_half_precision_is_rounded_once(name, dtype):
-    x1, x0 = numbers(30, 20, dtype=dtype), numbers(30, 20, dtype=dtype, start=1)
-    drawn = draw_path(
-        x1, path=PATHS[name], time=LogitNormalTime(mean=0.0, std=1.0),
-        generator=torch.Generator().manual_seed(0), x0=x0,
-    )  # fmt: skip
-    assert drawn.t.dtype == torch.float32
-    assert drawn.xt.dtype == drawn.velocity.dtype == dtype
-    at = PATHS[name].coefficients(drawn.t)
-    for got, a, s in ((drawn.xt, at.alpha, at.sigma), (drawn.velocity, at.d_alpha, at.d_sigma)):
-        a, s = a.double()[:, None], s.double()[:, None]
-        exact = a * x1.double() + s * x0.double()
-        # Half a spacing of the type, and a few roundings of float32 in the terms.
-        allowed = torch.finfo(dtype).eps / 2 * exact.abs().clamp(min=torch.finfo(dtype).tiny)
-        allowed += (
-            4 * 2.0**-23 * ((1 + a.abs()) * x1.double().abs() + (1 + s.abs()) * x0.double().abs())
-        )
-        assert bool(((got.double() - exact).abs() <= allowed).all())
-
-
-@pytest.mark.parametrize(
-    ("law", "transform", "name"),
-    [
-        (UniformTime(), lambda t: t, "uniform"),
-        (LogitNormalTime(mean=0.5, std=0.7), lambda t: (np.log(t / (1 - t)) - 0.5) / 0.7, "norm"),
-    ],
-)
-def test_times_follow_their_law_and_not_the_noise(law, transform, name):
-    """On 20,000 times, Kolmogorov and Smirnov see a shift of 0.04 deviations almost surely."""
-    drawn = draw_path(
-        torch.zeros(20_000, 1),
-        path=LinearPath(),
-        time=law,
-        generator=torch.Generator().manual_seed(1),
-    )
-    t, noise = drawn.t.double().numpy(), drawn.x0[:, 0].numpy()
-    assert stats.kstest(transform(t), name).pvalue > 1e-3
-    assert stats.kstest(noise, "norm").pvalue > 1e-3
-    assert abs(stats.spearmanr(t, noise).statistic) < 4 / math.sqrt(20_000)  # four deviations
-
-
-def test_the_generator_decides_and_moves_on():
-    def run(generator):
-        return draw_path(
-            torch.zeros(3, 2), path=LinearPath(), time=UniformTime(), generator=generator
-        )
-
-    first = torch.Generator().manual_seed(5)
-    one, two, again = run(first), run(first), run(torch.Generator().manual_seed(5))
-    assert torch.equal(one.xt, again.xt)
-    assert not torch.equal(one.t, two.t)
-    assert not torch.equal(one.x0, two.x0)
-
-
-def test_uniform_times_are_never_an_end():
-    times = [
-        draw_path(torch.zeros(50_000, 1), path=LinearPath(), time=UniformTime(),
-                  generator=torch.Generator().manual_seed(seed)).t
-        for seed in range(4)
-    ]  # fmt: skip
-    t = torch.cat(times).double()
-    assert float(t.min()) >= 2.0**-24
-    assert float(t.max()) <= 1 - 2.0**-24
-    halves = t * 2**24
-    assert bool((halves % 2 == 1).all())  # odd multiples: the middles of 2^23 intervals
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x1": torch.ones(3)}, ValueError, r"x1 must have shape \(batch, ...\)"),
-        ({"x1": torch.ones(3, 1).long()}, TypeError, "x1 must have a floating-point dtype"),
-        ({"x0": torch.ones(2, 1)}, ValueError, r"x0 must have x1's shape \(3, 1\)"),
-        ({"x0": torch.ones(3, 1).double()}, TypeError, "x0 must have x1's dtype"),
-        ({"path": "linear"}, TypeError, "path must be a GaussianPath, got str"),
-        (
-            {"time": "uniform"},
-            TypeError,
-            "time must be a UniformTime or a LogitNormalTime, got str",
-        ),
-        ({"generator": 0}, TypeError, "generator must be a torch.Generator, got int"),
-    ],
-)
-def test_bad_arguments_of_a_drawn_path_are_told_by_name(change, error, message):
-    given = {"x1": torch.ones(3, 1), "path": LinearPath(), "time": UniformTime(),
-             "generator": torch.Generator()}  # fmt: skip
-    with pytest.raises(error, match=message):
-        draw_path(**{**given, **change})
-
-
-def test_a_path_that_was_made_of_the_linear_one_is_not_taken_for_it():
-    class Bent(LinearPath):
-        def coefficients(self, t):
-            at = super().coefficients(t)
-            return type(at)(at.alpha**2, at.sigma, 2 * at.alpha, at.d_sigma)
-
-    x1 = numbers(10, 2)
-    drawn = draw_path(
-        x1, path=Bent(), time=UniformTime(), generator=torch.Generator().manual_seed(0)
-    )
-    wanted = drawn.t[:, None] ** 2 * x1 + (1 - drawn.t[:, None]) * drawn.x0
-    torch.testing.assert_close(drawn.xt, wanted, rtol=0, atol=1e-14)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -138,6 +140,12 @@ def test_a_bad_update_changes_nothing():
         metrics.update(target, prediction[:1])
     with pytest.raises(ValueError, match="image"):
         metrics.update(target[0, 0], prediction[0, 0])
+    with pytest.raises(TypeError, match=r"target must be a torch\.Tensor"):
+        metrics.update(target.tolist(), prediction)
+    with pytest.raises(TypeError, match=r"prediction must be a torch\.Tensor"):
+        metrics.update(target, prediction.tolist())
+    with pytest.raises(ValueError, match=r"same shape, got \(6, 7\) and \(1, 6, 7\)"):
+        metrics.update(target[0], prediction[:1])
     assert torch.equal(metrics.confusion, before["confusion"])
     assert torch.equal(metrics.per_image, before["per_image"])
     with pytest.raises(ValueError, match="num_classes"):
@@ -186,6 +194,66 @@ def test_two_processes_see_what_one_sees(tmp_path):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.equal(state["confusion"], alone.confusion)
         assert torch.equal(state["per_image"], alone.per_image)
+
+
+class Ranks:
+    """Stands in for `torch.distributed` between threads, one per rank; shapes must fit exactly.
+
+    The processes above prove that the real one is used rightly. They import the code anew, though,
+    and so do not see a changed function, as a mutant's is.
+    """
+
+    ReduceOp = dist.ReduceOp
+
+    def __init__(self, count):
+        self.count, self.here = count, threading.local()
+        self.barrier = threading.Barrier(count, timeout=10)
+        self.given = [None] * count
+
+    def is_available(self):
+        return True
+
+    def is_initialized(self):
+        return True
+
+    def get_world_size(self, group):
+        return self.count
+
+    def _exchange(self, tensor):
+        self.given[self.here.rank] = tensor.clone()
+        self.barrier.wait()
+        given = list(self.given)
+        self.barrier.wait()
+        return given
+
+    def all_reduce(self, tensor, *, op, group):
+        assert op == dist.ReduceOp.SUM
+        tensor.copy_(torch.stack(self._exchange(tensor)).sum(0))
+
+    def all_gather(self, places, tensor, *, group):
+        for place, given in zip(places, self._exchange(tensor), strict=True):
+            assert (place.shape, place.dtype) == (given.shape, given.dtype)
+            place.copy_(given)
+
+
+def test_ranks_with_many_few_and_no_images(monkeypatch):
+    ranks = Ranks(3)
+    monkeypatch.setattr("pkg.algos.segmentation_metrics.accumulator.dist", ranks)
+    shards = [filled(images, 3, seed) for images, seed in ((2, 1), (5, 2))]
+    shards.append(SegmentationMetrics(3, ignore_index=255))
+    whole = SegmentationMetrics(3, ignore_index=255)
+    for shard in shards:
+        whole.merge(shard)
+
+    def work(rank):
+        ranks.here.rank = rank
+        shards[rank].sync()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    for shard in shards:
+        assert torch.equal(shard.confusion, whole.confusion)
+        assert torch.equal(shard.per_image, whole.per_image)
 
 
 def test_sync_needs_processes():

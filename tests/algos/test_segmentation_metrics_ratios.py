@@ -171,11 +171,18 @@ def test_scores_against_scikit_learn():
 
 
 @pytest.mark.parametrize("bad", [torch.ones(2, 3), torch.ones(4), torch.zeros(0, 0), -torch.ones(2, 2),
-                                 torch.full((2, 2), float("nan"))])  # fmt: skip
+                                 torch.tensor([[1, -1], [0, 2]]), torch.full((2, 2), float("nan")),
+                                 torch.zeros(3, 0, 0), torch.ones(3, 3, 2)])  # fmt: skip
 def test_what_is_no_matrix_of_counts_is_refused(bad):
     for score in SCORES:
         with pytest.raises(ValueError, match="cm must"):
             score(bad)
+
+
+def test_no_matrices_have_no_scores():
+    nothing = torch.zeros(2, 0, 3, 3, dtype=torch.int64)
+    for score in SCORES:
+        assert score(nothing).shape in ((2, 0), (2, 0, 3))
 
 
 def test_wrong_types_and_policies_are_refused():

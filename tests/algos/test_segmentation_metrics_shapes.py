@@ -55,6 +55,8 @@ def test_boundaries_of_a_batch_and_of_nothing():
         (300, 400, 0.01, 5),
         (1024, 2048, 0.005, 11),
         (30, 40, 0.1, 5),
+        (1, 1, 0.02, 1),
+        (75, 100, 0.02, 2),  # exactly 2.5: to the even neighbour, as the authors' code rounds
     ],
 )
 def test_the_width_of_the_strip(height, width, share, expected):
@@ -104,6 +106,10 @@ def test_the_doors_of_the_boundary():
         mask_boundary(labels.bool(), 0)
     with pytest.raises(ValueError, match=r"target must have shape"):
         boundary_iou(labels[0], labels[0], 2)
+    with pytest.raises(TypeError, match="target must hold integer labels"):
+        boundary_iou(labels.float(), labels, 2)
+    with pytest.raises(TypeError, match="prediction must hold integer labels"):
+        boundary_iou(labels, labels.float(), 2)
     for which in range(2):
         bad = [labels, labels]
         bad[which] = labels + 7
@@ -204,8 +210,13 @@ def test_the_door_of_panoptic_quality():
         panoptic_quality(ids, {1: 0}, ids, good, 1)
     with pytest.raises(ValueError, match="prediction_classes gives segment 2 the class 1"):
         panoptic_quality(ids, good, ids, {1: 0, 2: 1}, 1)
-    with pytest.raises(TypeError, match="target_ids must hold integers"):
-        panoptic_quality(ids.float(), good, ids, good, 1)
+    with pytest.raises(ValueError, match="prediction_classes gives segment 2 the class -1"):
+        panoptic_quality(ids, good, ids, {1: 0, 2: -1}, 1)
+    for bad in (ids.float(), ids.bool(), ids.to(torch.complex64)):
+        with pytest.raises(TypeError, match="target_ids must hold integers"):
+            panoptic_quality(bad, good, ids, good, 1)
+        with pytest.raises(TypeError, match="prediction_ids must hold integers"):
+            panoptic_quality(ids, good, bad, good, 1)
     with pytest.raises(ValueError, match="same shape"):
         panoptic_quality(ids, good, ids.T, good, 1)
     with pytest.raises(ValueError, match="num_classes"):
@@ -261,6 +272,8 @@ def test_the_door_of_hausdorff():
         hausdorff_distance(mask, mask.numpy())
     with pytest.raises(ValueError, match="same shape"):
         hausdorff_distance(mask, mask[:2])
+    with pytest.raises(ValueError, match="at least 1-D"):
+        hausdorff_distance(mask[0, 0], mask[0, 0])
     for percentile in (-1, 101, math.nan):
         with pytest.raises(ValueError, match="percentile"):
             hausdorff_distance(mask, mask, percentile=percentile)

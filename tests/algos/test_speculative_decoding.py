@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pkg.algos.speculative_decoding import (
     acceptance_probability,
+    log_residual,
     residual,
     verify_chain,
     verify_tree,
@@ -50,6 +51,37 @@ def test_without_mass_the_residual_is_the_target():
     assert torch.equal(
         residual(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])),
         torch.tensor([0.0, 1.0]).double(),
+    )
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 7, 300])
+def test_the_logarithm_of_the_residual(vocab):
+    p, q = random_laws(5, vocab, seed=vocab), random_laws(5, vocab, seed=vocab + 1)
+    p[0] = q[0]  # nothing is in excess: the row is the target's
+    wanted = (p - q).clamp_min(0.0)
+    wanted[wanted.sum(-1) <= 0] = p[wanted.sum(-1) <= 0]
+    found = log_residual(p.log(), q.log())
+    assert found.dtype == torch.float64
+    # The difference of the exponentials, rounded once for each of the two logarithms.
+    torch.testing.assert_close(found.exp(), wanted, rtol=0, atol=1e-14)
+    narrow = log_residual(p.log().float(), q.log())
+    assert narrow.dtype == log_residual(p.log(), q.log().float()).dtype == torch.float32
+    torch.testing.assert_close(narrow[1:].exp().double(), wanted[1:], rtol=0, atol=1e-5)
+
+
+def test_the_logarithm_of_the_residual_keeps_what_is_tiny_and_impossible_tokens():
+    """log(1 - 2^-60) would be 0 in float64; with p = 1 up to 2^-60 nothing else is left to see."""
+    small = torch.tensor([2.0**-60, 2.0**-70], dtype=torch.float64)
+    log_p = torch.stack((torch.log1p(-small), small.log()), -1)
+    log_q = torch.stack(((small / 4).log(), torch.log1p(-small / 4)), -1)
+    found = log_residual(log_p, log_q)
+    torch.testing.assert_close(found[:, 0], -small * 1.25, rtol=1e-15, atol=0)
+    assert bool((found[:, 1] == -torch.inf).all())
+    p = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    q = torch.tensor([0.0, 0.5, 0.0, 0.5])
+    assert torch.equal(
+        log_residual(p.log(), q.log()),
+        torch.tensor([[0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]).log(),
     )
 
 

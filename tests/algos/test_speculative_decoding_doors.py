@@ -9,6 +9,7 @@ from pkg.algos.speculative_decoding import (
     acceptance_probability,
     best_gamma,
     expected_tokens,
+    log_residual,
     operations_factor,
     residual,
     token_distribution,
@@ -150,6 +151,21 @@ def test_laws_that_are_none(function):
     ):
         with pytest.raises(error, match=message):
             function(bad, good)
+
+
+def test_logarithms_of_laws_that_are_none():
+    good = torch.tensor([0.5, 0.5]).log()
+    for bad, error, message in (
+        (torch.tensor([0.5, 0.6]).log(), ValueError, r"log_p must be distributions.*sums to 1\.1"),
+        (torch.tensor([0.5, torch.nan]), ValueError, "the exponentials of log_p .* holds NaN"),
+        (torch.tensor(0.0), ValueError, "log_p must have shape .* got a scalar"),
+        (torch.tensor([0, 0]), TypeError, "log_p must be float16"),
+        (torch.tensor([0.2, 0.3, 0.5]).log(), ValueError, "log_p and log_q .* got 3 and 2 tokens"),
+    ):
+        with pytest.raises(error, match=message):
+            log_residual(bad, good)
+    with pytest.raises(ValueError, match="the exponentials of log_q must be distributions"):
+        log_residual(good, torch.zeros(2))
 
 
 GAINS = [

@@ -191,6 +191,65 @@ def test_a_student_of_another_teacher_is_refused(student):
         DistilledDrafter(tiny_model(), recording.HERE / "speculative_decoding_drafter.npz")
 
 
+def test_a_student_begins_with_the_main_directions_and_weights_of_the_usual_size():
+    from pkg.algos.speculative_decoding.student import (
+        GATED,
+        HEADS,
+        KV_HEADS,
+        LAYERS,
+        WIDTH,
+        initial_weights,
+        student_model,
+        student_shape,
+    )  # fmt: skip
+
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(700, 256, generator=generator) * torch.linspace(0.1, 3, 256)
+    teacher = tiny_model()
+    teacher.weights = {**teacher.weights, "token_embd.weight": rows}
+    shortlist = torch.arange(0, 700, 2)
+    own = initial_weights(teacher, shortlist, generator)
+    # The embedding: orthogonal rows, along the directions in which the shortlist varies most.
+    gram = own["shrink"] @ own["shrink"].T
+    scale = float(gram.diagonal().mean())
+    torch.testing.assert_close(gram / scale, torch.eye(WIDTH), rtol=0, atol=1e-4)
+    chosen = rows[shortlist]
+    kept = (chosen @ own["shrink"].T).square().sum() / scale
+    main = torch.linalg.eigvalsh(chosen.T @ chosen)[-WIDTH:].sum()
+    torch.testing.assert_close(kept, main, rtol=1e-3, atol=0)
+    # An embedded token has mean square 1 (as a norm: the root of the width), and so has a logit's row.
+    assert float((chosen @ own["shrink"].T).norm(dim=1).mean()) == pytest.approx(
+        WIDTH**0.5, rel=1e-3
+    )
+    torch.testing.assert_close(own["read"], own["shrink"] / WIDTH**0.5)
+    late = (2 * LAYERS) ** -0.5  # what adds to the residual stream, once or twice a layer
+    expected = {
+        "attn_q": (WIDTH, WIDTH, 1), "attn_k": (WIDTH // HEADS * KV_HEADS, WIDTH, 1),
+        "attn_v": (WIDTH // HEADS * KV_HEADS, WIDTH, 1), "attn_output": (WIDTH, WIDTH, late),
+        "ffn_gate": (GATED, WIDTH, 1), "ffn_up": (GATED, WIDTH, 1), "ffn_down": (WIDTH, GATED, late),
+    }  # fmt: skip
+    for layer in range(LAYERS):
+        for name, (out, into, size) in expected.items():
+            weight = own[f"blk.{layer}.{name}.weight"]
+            assert weight.shape == (out, into)
+            # 12,000 numbers or more: their deviation is known to within 2 % (three of its errors).
+            assert float(weight.std()) == pytest.approx(size / into**0.5, rel=0.02)
+            assert abs(float(weight.mean())) < 5 * float(weight.std()) / (out * into) ** 0.5
+        for name in ("attn_norm", "ffn_norm"):
+            assert torch.equal(own[f"blk.{layer}.{name}.weight"], torch.ones(WIDTH))
+    assert torch.equal(own["output_norm.weight"], torch.ones(WIDTH))
+    assert len(own) == 3 + LAYERS * 9
+    shape = student_shape(teacher.shape)
+    assert (shape.layers, shape.width, shape.heads, shape.kv_heads) == (2, 192, 3, 1)
+    # Training embeds the used tokens alone, numbered from 0.
+    whole = student_model(teacher, own, shortlist)
+    part = student_model(teacher, own, shortlist, used=torch.tensor([9, 4]))
+    table = whole.weights["token_embd.weight"]
+    torch.testing.assert_close(table, rows @ own["shrink"].T)
+    torch.testing.assert_close(part.weights["token_embd.weight"], table[[9, 4]])
+    torch.testing.assert_close(part.weights["output.weight"], chosen @ own["read"].T)
+
+
 # ------------------------------------------------------------------ the door
 
 
@@ -198,7 +257,7 @@ def test_at_the_door():
     for sizes, error, words in (
         ((2, 3), ValueError, "max_ngram must be at least 3, got 2"),
         ((2, 0), ValueError, "min_ngram must be at least 1, got 0"),
-        ((2.5, 1), TypeError, "max_ngram must be an integer, got float"),
+        ((2.5, 1), TypeError, "max_ngram must be an int, got 2.5"),
     ):
         with pytest.raises(error, match=words):
             PromptLookupDrafter(*sizes)

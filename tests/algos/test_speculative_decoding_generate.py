@@ -286,7 +286,7 @@ def test_one_token_of_prompt_none_to_write_none_to_write_for(capfd):
     ("options", "error", "words"),
     [
         ({"gamma": -1}, ValueError, "gamma must be at least 0, got -1"),
-        ({"gamma": 2.0}, TypeError, "gamma must be an integer, got float"),
+        ({"gamma": 2.0}, TypeError, "gamma must be an int, got 2.0"),
         ({"temperature": -1.0}, ValueError, "temperature must be finite"),
         ({"max_tokens": 100}, ValueError, "it leaves the context of 64"),
         ({"generator": seeds(1, 2)}, ValueError, "one per request, 1 of them, got 2"),

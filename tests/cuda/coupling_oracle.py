@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -82,6 +83,29 @@ def by_pytorch(coupling, tensors, gradients, inverse, kind):
     found = coupling.plain(*leaves, mask, inverse=inverse)
     by = torch.autograd.grad(found, leaves, [g.to(kind) for g in gradients])
     return [*(t.detach() for t in found), *by]
+
+
+class Fenced:
+    """PyTorch, but each `empty` lies in the middle of a larger tensor, whose rest must stay as it is."""
+
+    def __init__(self):
+        self.fields = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, device):
+        size, fence = math.prod(shape if isinstance(shape, tuple) else (shape,)), 200
+        field = torch.full((size + 2 * fence,), 77.0, dtype=dtype, device=device)
+        self.fields.append((field, fence))
+        return field[fence:-fence].view(shape)
+
+    def check(self):
+        """Assert that nothing was written beside what was asked for."""
+        assert self.fields
+        for field, fence in self.fields:
+            assert (field[:fence] == 77).all()
+            assert (field[-fence:] == 77).all()
 
 
 NAMES = ("out", "log_det", "by_x", "by_raw", "by_shift")

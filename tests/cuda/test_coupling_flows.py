@@ -8,6 +8,7 @@ import torch
 from tests.cuda.coupling_oracle import (
     DTYPES,
     Coupling,
+    Fenced,
     agree,
     arriving,
     inside_nan,
@@ -48,6 +49,20 @@ def test_nothing_is_read_beside_the_rows(inverse):
         x, raw, shift, mask = coupling.draw(torch.float32)
         tensors = (*(inside_nan(t) for t in (x, raw, shift)), mask)
         agree(coupling, torch.float32, tensors, inverse)
+
+
+@everywhere
+@directions
+def test_nothing_is_written_beside_the_results(inverse, monkeypatch):
+    """Beyond a row lies the next one, which may be written later: only behind the last it shows."""
+    from pkg.cuda.coupling_flows import launch
+
+    fenced = Fenced()
+    monkeypatch.setattr(launch, "torch", fenced)
+    for coupling in (Coupling((3, 5)), Coupling((2, 7), 2, 3), Coupling((2, 3, 2, 3), mask=True)):
+        tensors, gradients = coupling.draw(torch.float32), arriving(coupling.shape, torch.float32)
+        ours(coupling, tensors, gradients, inverse)
+    fenced.check()
 
 
 @everywhere

@@ -8,7 +8,7 @@ import torch
 from pkg.algos.coupling_flows import AffineCoupling, ChannelMask, Compose
 from pkg.algos.coupling_flows.fused import FusedCouplings
 from pkg.algos.coupling_flows.networks import MLP
-from tests.cuda.coupling_oracle import DTYPES, launchers
+from tests.cuda.coupling_oracle import DTYPES, Fenced, launchers
 from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
@@ -83,6 +83,17 @@ def test_rows_with_gaps_and_an_empty_batch():
     out, log_det = run(FusedCouplings(stack(7, 16)), torch.zeros(0, 7), False)
     assert out.shape == (0, 7)
     assert log_det.shape == (0,)
+
+
+@everywhere
+def test_nothing_is_written_beside_the_results(monkeypatch):
+    from pkg.cuda.coupling_flows import stack_launch
+
+    fenced = Fenced()
+    monkeypatch.setattr(stack_launch, "torch", fenced)
+    for features, rows in ((5, 3), (16, 65)):
+        run(FusedCouplings(stack(features, 16)), torch.ones(rows, features), False)
+    fenced.check()
 
 
 @everywhere

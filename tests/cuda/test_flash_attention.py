@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.algos.attention_oracle import band, draw, oracle
+from tests.algos.attention_oracle import band, draw, oracle, random_parents
 from tests.cuda.attention_cases import (
     DTYPES,
     agree,
@@ -85,11 +85,7 @@ def test_boolean_masks(shape):
 def test_trees(nodes, prefix):
     from pkg.algos.flash_attention import AncestorMask
 
-    generator = torch.Generator().manual_seed(7)
-    parents = torch.tensor(
-        [[int(torch.randint(-1, n, (), generator=generator)) for n in range(nodes)]
-         for _ in range(2)]
-    )  # fmt: skip
+    parents = torch.stack([random_parents(nodes, seed) for seed in (7, 8)])
     tree = AncestorMask.from_parents(parents)
     visible = torch.ones(2, 1, nodes, prefix + nodes, dtype=torch.bool)
     visible[:, 0, :, prefix:] = tree.to_dense()

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from tests.algos.attention_oracle import band, draw, oracle
-from tests.cuda.attention_cases import agree, band_of, launchers, ours, plain_band, quiet
+from tests.cuda.attention_cases import (
+    agree,
+    band_of,
+    launchers,
+    ours,
+    plain_band,
+    quiet,
+    to_device,
+)
 from tests.cuda.where import DEVICE, everywhere
 
 pytestmark = quiet
@@ -93,6 +101,38 @@ def test_rows_are_aligned_before_a_launch(dim, start):
     assert (ready is x) == (dim == 64 and start == 0)
     wide = torch.empty_strided((1, 2, 2, 16), (0, 0, 2**24, 1), device="meta")
     assert not launch()._is_sound(wide)
+
+
+@everywhere
+def test_nothing_is_written_beyond_the_last_row_and_column():
+    """What lies there belongs to the next head, whose program may have been there already."""
+    module, scale = launch(), 0.2
+    q, k, v = to_device(*draw(34, (2, 2, 70, 40), 90, dtype=torch.float32))
+
+    def fenced(x):
+        around = torch.full((2, 2, x.shape[2] + 40, 48), 7.0, dtype=x.dtype, device=x.device)
+        return around, around[:, :, : x.shape[2], :40]
+
+    (around, output), *grads = (fenced(x) for x in (q, q, k, v))
+    levels = torch.full((2, 2, 150), 7.0, device=q.device)
+    lse, sizes = levels[..., :70], (70, 90, 0)
+    pairs = module._pairs(q, None, None, -1, -1)
+    module._forward(q, k, v, output, lse, pairs, None, sizes, False, scale)
+    found = [inside for _, inside in grads]
+    arriving = torch.ones_like(q), torch.zeros_like(lse)
+    module._backward(*arriving, q, k, v, output, lse, found, pairs, None, sizes, False, scale)
+    expected = module.attention_forward(q, k, v, None, None, -1, -1, 0, scale)
+    assert torch.equal(output, expected[0])
+    assert torch.equal(lse, expected[1])
+    back = module.attention_backward(*arriving, q, k, v, *expected, None, None, -1, -1, 0, scale)
+    for outside, inside, wanted in zip(
+        (around, *(whole for whole, _ in grads)), (output, *found), (output, *back), strict=True
+    ):
+        assert torch.equal(inside, wanted)
+        inside.fill_(7.0)
+        assert bool((outside == 7.0).all())
+    lse.fill_(7.0)
+    assert bool((levels == 7.0).all())
 
 
 @everywhere

@@ -63,6 +63,61 @@ def near(got, exact, scale, dtype):
     assert bool((error <= allowed).all()), float((error / allowed).max())
 
 
+# ---------------------------------------------------------------- memory
+
+
+class Fenced:
+    """PyTorch, but what it allocates lies between fences, and all of it is NaN at first."""
+
+    WIDTH = 64
+
+    def __init__(self):
+        self.fields = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, **options):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        count = int(np.prod(shape))
+        field = torch.full((count + 2 * self.WIDTH,), torch.nan, **options)
+        self.fields.append(field)
+        return field[self.WIDTH : self.WIDTH + count].view(shape)
+
+    def check(self):
+        assert self.fields
+        for field in self.fields:
+            inside = field[self.WIDTH : -self.WIDTH]
+            assert not bool(inside.isnan().any())
+            assert bool(field[: self.WIDTH].isnan().all())
+            assert bool(field[-self.WIDTH :].isnan().all())
+        self.fields.clear()
+
+
+@everywhere
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (7, 5), (2, 1030)], ids=str)
+def test_every_number_is_written_and_none_beyond(shape, monkeypatch):
+    """A mask that is one too wide writes into memory that is somebody else's."""
+    run, fence = launchers(), Fenced()
+    monkeypatch.setattr("pkg.cuda.rectified_flow.launch.torch", fence)
+    x, other = numbers(shape), numbers(shape, start=1)
+    coefficients = [numbers(shape[:1], start=3 + i) for i in range(4)]
+    for noise in (None, other):
+        run.draw_linear_path(noise, x, "uniform", 0.0, 1.0, 1.0, seed())
+        fence.check()
+        run.affine_path(noise, x, *coefficients, seed())
+        fence.check()
+    run.draw_times(x, "uniform", 0.0, 1.0, seed())
+    fence.check()
+    for how in ("none", "one", "each"):
+        u = None if how == "none" else other
+        given = (x, other, u, guides(shape, how), schedule(), 1)
+        run.step(*given, 0.5)
+        fence.check()
+        run.stage(x, *given, 0.5, 0.25, torch.float32)
+        fence.check()
+
+
 # ---------------------------------------------------------------- random numbers
 
 

@@ -108,6 +108,28 @@ def test_extreme_labels_are_flagged_and_write_nowhere():
             agree(launcher()(t, p, classes, None), by_definition(t, p, classes, None))
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("classes", [4, 70])
+def test_nothing_is_read_or_written_beside_the_arrays(classes):
+    """The labels go on behind the last pixel, and guard cells lie on both sides of the table."""
+    import pkg.cuda.segmentation_metrics as module
+
+    pixels, config = 777, module.choose(classes)
+    target, ignored = labels((pixels + 50,), classes, torch.int64, seed=11)
+    prediction, _ = labels((pixels + 50,), classes, torch.int64, seed=12)
+    target[pixels:], prediction[pixels:] = 1, 2
+    guarded = torch.zeros(classes * classes + 2, dtype=torch.int64)
+    table, invalid = guarded[1:-1], torch.zeros((), dtype=torch.int64)
+    options = {"HAS_IGNORE": True, "BLOCK": config.block}
+    kernel = module.scatter_kernel
+    if config.bins is not None:
+        kernel, options = module.histogram_kernel, {**options, "BINS": config.bins}
+    kernel[(2,)](target, prediction, table, invalid, pixels, classes, ignored, **options)
+    expected = by_definition(target[:pixels], prediction[:pixels], classes, ignored)
+    agree((table.view(classes, classes), invalid), expected)
+    assert guarded[[0, -1]].tolist() == [0, 0]
+
+
 # ---------------------------------------------------------------- compile gate
 
 

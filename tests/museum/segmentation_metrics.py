@@ -44,11 +44,16 @@ class ScoreRowDropped(SegmentationMetrics):
 
 
 @cache
+def _clusters() -> list[Any]:
+    """Return the chapter's colour clusters of the photographs of VOC."""
+    return [colour_clusters(q.image, q.mask, n_clusters=24) for q in voc_masks()]
+
+
+@cache
 def _scored(metrics: type[SegmentationMetrics] = SegmentationMetrics) -> Any:
-    """Score the chapter's colour clusters on the photographs of VOC."""
+    """Score the colour clusters on the photographs."""
     counted = metrics(len(voc_masks()[0].class_names), ignore_index=255)
-    for sample in voc_masks():
-        guess = colour_clusters(sample.image, sample.mask, n_clusters=24)
+    for sample, guess in zip(voc_masks(), _clusters(), strict=True):
         counted.update(torch.from_numpy(sample.mask)[None], torch.from_numpy(guess)[None])
     return counted
 

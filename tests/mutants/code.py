@@ -15,7 +15,7 @@ from tests.mutants import processes
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT, Runner, Shown, cells
 from tests.mutants.processes import KILLED, SURVIVED, UNFIT, Job
-from tests.mutants.swapping import Importing, Unfit, swap
+from tests.mutants.swapping import Importing, Living, Unfit, pass_on, swap
 
 Lines = dict[str, set[int]]
 
@@ -116,8 +116,9 @@ def _by_chapter(
     runner, sources_of_cells = Runner(), cells(slug)
     for number, (source, part) in enumerate(zip(sources_of_cells, base, strict=True)):
         waiting = [m for m in chosen if m.function and m not in killed and part.covers(m)]
+        living = Living.now(ROOT) if waiting else None
         jobs = (
-            Job(m, lambda m=m: _cell(runner, source, m, part), 10 + 5 * part.seconds)  # noqa: B023
+            Job(m, lambda m=m: _cell(runner, source, m, part, living), 10 + 5 * part.seconds)  # noqa: B023
             for m in waiting
         )
         for mutant, word in processes.outcomes(jobs, at_once=at_once):
@@ -129,10 +130,13 @@ def _by_chapter(
     return list(killed.items())
 
 
-def _cell(runner: Runner, source: str, mutant: Mutant, part: Baseline) -> int:
+def _cell(
+    runner: Runner, source: str, mutant: Mutant, part: Baseline, living: Living | None
+) -> int:
     """Run one cell with the mutant swapped in. In a forked child."""
+    pass_on(mutant, ROOT)
     try:
-        swap(mutant, ROOT)
+        swap(mutant, ROOT, living)
     except Unfit:
         return UNFIT
     shown, _ = runner.run(source)
@@ -141,6 +145,7 @@ def _cell(runner: Runner, source: str, mutant: Mutant, part: Baseline) -> int:
 
 def _whole(slug: str, mutant: Mutant, base: list[Baseline]) -> int:
     """Run the whole chapter with the mutant imported. In a forked child."""
+    pass_on(mutant, ROOT)
     Importing(mutant, ROOT).install()
     runner = Runner()
     for source, part in zip(cells(slug), base, strict=True):
@@ -206,12 +211,14 @@ def _by_tests(
     base = {test: Baseline(lines.get(test, {}), s) for test, s in watching.seconds.items()}
     say(f"{len(base)} tests")
 
+    living = Living.now(ROOT)
+
     def jobs_of(waiting: Sequence[Mutant]) -> Iterator[Job]:
         for mutant in waiting:
             covering = sorted((t for t in base if base[t].covers(mutant)), key=_seconds(base))
             if covering:
                 limit = 30 + 4 * sum(base[test].seconds for test in covering)
-                yield Job(mutant, lambda m=mutant, c=covering: _swapped_tests(m, c), limit)
+                yield Job(mutant, lambda m=mutant, c=covering: _swapped_tests(m, c, living), limit)
 
     swapped = processes.outcomes(jobs_of([m for m in late if m.function]), at_once=at_once)
     for done, (mutant, word) in enumerate(swapped, 1):
@@ -226,15 +233,17 @@ def _seconds(base: dict[str, Baseline]) -> Any:
     return lambda test: base[test].seconds
 
 
-def _swapped_tests(mutant: Mutant, tests: list[str]) -> int:
+def _swapped_tests(mutant: Mutant, tests: list[str], living: Living) -> int:
+    pass_on(mutant, ROOT)
     try:
-        swap(mutant, ROOT)
+        swap(mutant, ROOT, living)
     except Unfit:
         return UNFIT
     return KILLED if run_tests("--doctest-modules", *tests) else SURVIVED
 
 
 def _imported_tests(slug: str, mutant: Mutant) -> int:
+    pass_on(mutant, ROOT)
     Importing(mutant, ROOT).install()
     return KILLED if run_tests(*test_files(slug)) else SURVIVED
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import gc
 import importlib.abc
 import importlib.machinery
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +18,45 @@ from typing import Any
 
 from tests.mutants.mutations import Mutant, mutated
 
+#: What a Python runs at its start if this folder is on its path.
+CHILDREN = Path(__file__).resolve().parent / "children"
+
 
 class Unfit(Exception):
     """The mutant cannot be put into functions that exist already; import it instead."""
 
 
-def swap(mutant: Mutant, root: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Living:
+    """What lives in this process and can be swapped or must be forgotten.
+
+    To look through every object takes a second in a process that has run a chapter, so it is done
+    once, before its children are made.
+    """
+
+    functions: tuple[FunctionType, ...]
+    caches: tuple[Any, ...]
+
+    @classmethod
+    def now(cls, root: Path) -> Living:
+        """Find the functions of the package at `root`, and every cache of the package."""
+        functions, caches, package = [], [], str(root)
+        for thing in gc.get_objects():
+            if type(thing) is FunctionType:  # `isinstance` would wake proxies that warn
+                if thing.__code__.co_filename.startswith(package):
+                    functions.append(thing)
+            elif type(thing) is functools._lru_cache_wrapper and str(
+                getattr(thing, "__module__", "")
+            ).startswith("pkg"):
+                caches.append(thing)
+        return cls(tuple(functions), tuple(caches))
+
+
+def swap(mutant: Mutant, root: Path, living: Living | None = None) -> None:
     """Give every living function of the mutant's source its changed code, and empty the caches.
 
     Operators, modules and notebooks hold the functions themselves, so a changed module would not
-    reach them; changed code does.
+    reach them; changed code does. `living` is what `Living.now(root)` found, if it was asked already.
 
     Raises
     ------
@@ -42,12 +74,11 @@ def swap(mutant: Mutant, root: Path) -> None:
         if code.co_qualname == mutant.function
         or code.co_qualname.startswith(f"{mutant.function}.<locals>")
     }
+    living = living or Living.now(root)
     alive = [
-        thing
-        for thing in gc.get_objects()
-        if type(thing) is FunctionType  # `isinstance` would wake proxies that warn
-        and thing.__code__.co_filename == str(path)
-        and _identity(thing.__code__) in codes
+        function
+        for function in living.functions
+        if function.__code__.co_filename == str(path) and _identity(function.__code__) in codes
     ]
     if not any(function.__qualname__ == mutant.function for function in alive):
         raise Unfit(f"no function {mutant.function} of {mutant.path} is alive")
@@ -58,15 +89,22 @@ def swap(mutant: Mutant, root: Path) -> None:
             raise Unfit(str(error)) from error
         if function.__qualname__ == mutant.function:
             _set_defaults(function, tree)
-    forget()
+    for cache in living.caches:  # what the true code found is no evidence for the changed
+        cache.cache_clear()
 
 
-def forget() -> None:
-    """Empty every cache of the package: what the true code found is no evidence for the changed."""
-    for thing in gc.get_objects():
-        cached = type(thing) is functools._lru_cache_wrapper
-        if cached and str(getattr(thing, "__module__", "")).startswith("pkg"):
-            thing.cache_clear()
+def pass_on(mutant: Mutant, root: Path) -> None:
+    """Let every Python that this process starts import the mutant too, as a ring of processes does."""
+    paths = [str(CHILDREN), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["CHECKED_MUTANT"] = json.dumps([dataclasses.asdict(mutant), str(root)])
+    os.environ["CHECKED_ROOT"] = str(CHILDREN.parents[2])
+
+
+def received() -> tuple[Mutant, Path]:
+    """Return the mutant that the parent process passed on, and its root."""
+    fields, root = json.loads(os.environ["CHECKED_MUTANT"])
+    return Mutant(**fields | {"lines": tuple(fields["lines"])}), Path(root)
 
 
 def _identity(code: CodeType) -> tuple[str, int]:

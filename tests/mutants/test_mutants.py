@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 import time
 
@@ -105,6 +107,16 @@ def test_what_runs_at_import_cannot_be_swapped_and_is_imported_instead(module):
     changed = importlib.util.module_from_spec(importlib.util.spec_from_loader("changed", None))
     swapping.Importing(mutant, root).exec_module(changed)
     assert (sample.f(5), changed.f(5)) == (6, 7)
+
+
+def test_a_process_that_the_mutant_starts_gets_the_mutant_too(module, monkeypatch):
+    _, found, root = module
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    swapping.pass_on(found["SCALE = 2 > SCALE = 3"], root)
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}{os.pathsep}{root}")
+    command = [sys.executable, "-c", "import sample; print(sample.f(5))"]
+    said = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+    assert said.stdout == "7\n"
 
 
 def test_children_survive_die_and_run_out_of_time():

@@ -247,6 +247,31 @@ def test_what_is_checked_links_every_entry_to_its_cell(site):
     assert linked == set(CHAPTERS)
 
 
+def test_every_equation_links_to_its_evidence(site):
+    trust = BeautifulSoup((HTML / "book/what_is_checked.html").read_text("utf-8"), "html.parser")
+    anchors = {str(each["id"]) for each in trust.select("table.ledger [id^=evidence-]")}
+    linked = set()
+    for chapter in CHAPTERS:
+        soup = BeautifulSoup((HTML / chapter).read_text("utf-8"), "html.parser")
+        for line in soup.select("p.evidence"):
+            page, _, place = str(line.select("a")[-1]["href"]).partition("#")
+            assert page.endswith("what_is_checked.html")
+            linked.add(place)
+    assert linked == anchors
+
+
+def test_the_museum_shows_every_chapters_bugs(site):
+    soup = BeautifulSoup((HTML / "book/museum.html").read_text("utf-8"), "html.parser")
+    chapters = soup.select("article section > section")
+    assert len({section.h2.get_text() for section in chapters if section.h2}) == len(CHAPTERS)
+    bugs = [section for section in soup.select("section") if section.h3 and not section.h2]
+    assert len(bugs) >= 2 * len(CHAPTERS)
+    for bug in bugs:
+        assert bug.select_one("a[href^='https://']"), bug.h3.get_text()
+        assert "equation-" in str(bug.select("a"))
+        assert "What it would have cost" in bug.get_text()
+
+
 def test_the_book_opens_without_a_server(browser):
     page, heard = listened(browser.new_context(), "file:")
     page.goto((HTML / "index.html").as_uri())

@@ -30,7 +30,7 @@ class Compose(Transform):
 
     Notes
     -----
-    Ledger: `coupling_flows:composition`.
+    Ledger: `coupling_flows:composition`, `coupling_flows:inverse_log_det`.
 
     Examples
     --------

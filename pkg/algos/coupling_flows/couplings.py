@@ -154,7 +154,7 @@ class AffineCoupling(_Coupling):
     Notes
     -----
     Dinh et al. (2017), section 3.2. Ledger: `coupling_flows:affine_coupling`,
-    `coupling_flows:affine_log_det`.
+    `coupling_flows:affine_log_det`, `coupling_flows:there_and_back`.
 
     Examples
     --------
@@ -220,7 +220,8 @@ class RationalQuadraticCoupling(_Coupling):
 
     Notes
     -----
-    Durkan et al. (2019), section 3.1, with their linear tails. Ledger: `coupling_flows:spline`.
+    Durkan et al. (2019), section 3.1, with their linear tails. Ledger: `coupling_flows:spline`,
+    `coupling_flows:spline_log_det`.
 
     Examples
     --------

@@ -99,7 +99,7 @@ class StandardLogistic(_Base):
     Notes
     -----
     Dinh et al. (2014), section 3.4. Its variance is π² / 3. Ledger:
-    `coupling_flows:standard_logistic`.
+    `coupling_flows:standard_logistic`, `coupling_flows:logistic_sample`.
 
     Examples
     --------
@@ -135,7 +135,8 @@ class Flow(nn.Module):
 
     Notes
     -----
-    Ledger: `coupling_flows:log_likelihood`, `coupling_flows:bits_per_dim`.
+    Ledger: `coupling_flows:log_likelihood`, `coupling_flows:temperature`,
+    `coupling_flows:bits_per_dim`.
 
     Examples
     --------

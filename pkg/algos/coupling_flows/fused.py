@@ -41,7 +41,7 @@ class FusedCouplings(Transform):
     Notes
     -----
     The weights are copied when this is made: make it again after a training step. Gradients reach x,
-    not the layers. Ledger: `coupling_flows:fused`.
+    not the layers. Ledger: `coupling_flows:fused`, `coupling_flows:fused_end`.
 
     Examples
     --------

@@ -199,7 +199,8 @@ class ActNorm(Transform):
     exp(log_scale) to one over the standard deviation (of the population: divided by the count) of
     each channel; after that both are trained like any weight. Under DistributedDataParallel call
     `Flow.initialise` before wrapping, so that all processes begin alike. Kingma and Dhariwal
-    (2018), section 3.1. Ledger: `coupling_flows:actnorm`, `coupling_flows:actnorm_init`.
+    (2018), section 3.1. Ledger: `coupling_flows:actnorm`, `coupling_flows:actnorm_init`,
+    `coupling_flows:actnorm_shift`.
 
     Examples
     --------
@@ -276,7 +277,7 @@ class Invertible1x1Conv(Transform):
     Notes
     -----
     Kingma and Dhariwal (2018), section 3.2. Ledger: `coupling_flows:conv1x1`,
-    `coupling_flows:plu_log_det`.
+    `coupling_flows:plu_log_det`, `coupling_flows:first_weight`.
 
     Examples
     --------

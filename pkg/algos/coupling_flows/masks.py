@@ -31,7 +31,8 @@ class ChannelMask(nn.Module):
 
     Notes
     -----
-    Dinh et al. (2014), section 3.2, and (2017), section 3.4. Ledger: `coupling_flows:channel_mask`.
+    Dinh et al. (2014), section 3.2, and (2017), section 3.4. Ledger: `coupling_flows:channel_mask`,
+    `coupling_flows:alternating_mask`.
 
     Examples
     --------

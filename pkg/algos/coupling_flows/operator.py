@@ -5,7 +5,8 @@ channels `first`, `first + 1`, ... of x; the other channels are copied. Where ra
 mask may keep single elements. `bound` is 0 for none. Log-determinants are in nats, float32 for
 16-bit inputs. The CPU forms do what the plain form in `functional` does in fewer passes: one new
 tensor is made and filled, and what nobody needs afterwards is written over. Dinh et al. (2017), section 3.2.
-Ledger: `coupling_flows:affine_coupling`, `coupling_flows:affine_log_det`.
+Ledger: `coupling_flows:affine_coupling`, `coupling_flows:affine_log_det`,
+`coupling_flows:coupling_gradient`.
 """
 
 from __future__ import annotations
@@ -104,11 +105,15 @@ def _fake(
 # ---------------------------------------------------------------- gradients
 
 
-def _formula(
+def affine_coupling_gradients(
     gradient: Tensor, sum_gradient: Tensor, x: Tensor, raw: Tensor, shift: Tensor,
     mask: Tensor | None, first: int, bound: float, inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients by x, raw and shift, made of operations that have gradients again."""
+    """Return the gradients by x, raw and shift, made of operations that have gradients again.
+
+    `gradient` has arrived by z, `sum_gradient` (N,) by the log-determinant; with `inverse`, x stands
+    for what the inverse was given. Ledger: `coupling_flows:coupling_gradient`.
+    """
     wide = WIDE.get(x.dtype, x.dtype)
     ratio = (raw.to(wide) / bound).tanh() if bound > 0 else raw.to(wide)
     scale = (bound * ratio if bound > 0 else ratio).exp()
@@ -138,7 +143,8 @@ def _backward_cpu(
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _fresh(
-        _formula(gradient, sum_gradient, x, raw, shift, mask, first, bound, False), gradient
+        affine_coupling_gradients(gradient, sum_gradient, x, raw, shift, mask, first, bound, False),
+        gradient,
     )
 
 
@@ -147,7 +153,8 @@ def _inverse_backward_cpu(
     mask: Tensor | None, first: int, bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _fresh(
-        _formula(gradient, sum_gradient, z, raw, shift, mask, first, bound, True), gradient
+        affine_coupling_gradients(gradient, sum_gradient, z, raw, shift, mask, first, bound, True),
+        gradient,
     )
 
 
@@ -194,7 +201,9 @@ def _second(ctx: Any, *arriving: Tensor, inverse: bool = False) -> tuple[Any, ..
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
         g, by_sum, x, raw, shift = leaves
-        found = _formula(g, by_sum, x, raw, shift, mask, ctx.first, ctx.bound, inverse)
+        found = affine_coupling_gradients(
+            g, by_sum, x, raw, shift, mask, ctx.first, ctx.bound, inverse
+        )
     again = torch.autograd.grad(found, leaves, arriving, allow_unused=True)
     return (*again, None, None, None)
 

@@ -31,7 +31,7 @@ class Logit(Transform):
     -----
     RealNVP has alpha + (1 - alpha) x; here both ends are drawn in alike. Backward, z may be any
     number, and x can leave [0, 1] by alpha / (1 - 2 alpha) at most. Dinh et al. (2017), section 4.1.
-    Ledger: `coupling_flows:logit`.
+    Ledger: `coupling_flows:logit`, `coupling_flows:logit_inverse`.
 
     Examples
     --------
@@ -158,7 +158,7 @@ class VariationalDequantisation(nn.Module):
     -----
     Ho et al. (2019), section 3.1. log P(counts) >= E[log p(x) - log q(u | counts)] - D log bins;
     even dequantisation is the case q = 1. Ledger: `coupling_flows:variational_bound`,
-    `coupling_flows:variational_density`.
+    `coupling_flows:variational_density`, `coupling_flows:variational_place`.
 
     Examples
     --------

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """Return `value` if it is an integer (also a symbolic one of a compiler) of at least `least`."""
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+from pkg.arguments import whole
 
 
 def effective_kernel_size(kernel_size: int, dilation: int) -> int:
@@ -44,7 +36,7 @@ def effective_kernel_size(kernel_size: int, dilation: int) -> int:
     >>> effective_kernel_size(3, 2), effective_kernel_size(3, 18), effective_kernel_size(1, 18)
     (5, 37, 1)
     """
-    k, r = _whole("kernel_size", kernel_size, 1), _whole("dilation", dilation, 1)
+    k, r = whole("kernel_size", kernel_size, 1), whole("dilation", dilation, 1)
     return k + (k - 1) * (r - 1)
 
 
@@ -90,9 +82,9 @@ def output_size(
     >>> output_size(35, 3, dilation=2, padding=1)
     33
     """
-    _whole("size", size, 0)
+    whole("size", size, 0)
     reach = effective_kernel_size(kernel_size, dilation)
-    _whole("stride", stride, 1)
+    whole("stride", stride, 1)
     before, after = _sides(padding)
     room = size + before + after
     if room < reach:
@@ -107,7 +99,7 @@ def _sides(padding: int | Sequence[int]) -> tuple[int, int]:
     pair = padding if isinstance(padding, tuple | list) else (padding, padding)
     if len(pair) != 2:
         raise TypeError(f"padding must be an int or a pair (before, after), got {padding!r}")
-    return _whole("padding", pair[0], 0), _whole("padding", pair[1], 0)
+    return whole("padding", pair[0], 0), whole("padding", pair[1], 0)
 
 
 def input_sizes(
@@ -148,8 +140,8 @@ def input_sizes(
     >>> input_sizes(33, 3, dilation=2, stride=2, padding=2)
     range(65, 67)
     """
-    _whole("outputs", outputs, 1)
-    _whole("stride", stride, 1)
+    whole("outputs", outputs, 1)
+    whole("stride", stride, 1)
     before, after = _sides(padding)
     shortest = (outputs - 1) * stride + effective_kernel_size(kernel_size, dilation)
     shortest -= before + after
@@ -207,5 +199,5 @@ def _layer(index: int, layer: Sequence[int]) -> tuple[int, int, int]:
     kernel, dilation, stride = (*layer, 1, 1)[:3] if len(layer) < 3 else layer
     names = ("kernel_size", "dilation", "stride")
     for name, value in zip(names, (kernel, dilation, stride), strict=True):
-        _whole(f"{name} of layers[{index}]", value, 1)
+        whole(f"{name} of layers[{index}]", value, 1)
     return kernel, dilation, stride

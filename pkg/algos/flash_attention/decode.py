@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Visibility
 from pkg.algos.flash_attention.operator import BLOCK, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
@@ -71,27 +71,23 @@ def flash_decode(
     >>> flash_decode(k[:, :, :1], k, k, torch.tensor([2]), splits=2, scale=1.0)
     tensor([[[[0.7311, 0.2689, 0.0000, 0.0000]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v)
-    doors.check_device_limits(q)
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v)
+    arguments.check_device_limits(q)
     if q.device.type == "cuda" and q.shape[2] > 64:
         raise ValueError(f"q must have at most 64 tokens on the GPU, got {q.shape[2]}")
     _check_lengths(lengths, q, k.shape[2])
     if splits is not None and (not isinstance(splits, int) or splits < 1):
         raise ValueError(f"splits must be at least 1, got {splits}")
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     output, lse = decode_operator(q, k, v, lengths, splits or 0, factor)
     return (output, lse) if return_lse else output
 
 
 def _check_lengths(lengths: Tensor, q: Tensor, capacity: int) -> None:
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
-        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"lengths must be an int32 or int64 tensor, got {kind}")
+    arguments.check_integers("lengths", lengths, q)
     if lengths.shape != q.shape[:1]:
         raise ValueError(f"lengths must have shape ({q.shape[0]},), got {tuple(lengths.shape)}")
-    if lengths.device != q.device:
-        raise ValueError(f"lengths must be on q's device {q.device}, got {lengths.device}")
     # On the GPU looking at the values would stall every step; the kernel clamps its loads there.
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and len(lengths):
         least, most = int(lengths.min()), int(lengths.max())
@@ -116,7 +112,7 @@ def _decode(
     last = lengths.view(-1, 1, 1, 1) - q_len + torch.arange(q_len).view(-1, 1)
     visible = torch.arange(longest) <= last  # (batch, 1, q_len, longest)
     state = SoftmaxState.empty(*q.shape, dtype=accumulation_dtype(q.dtype))
-    part = max(1, -(-longest // max(1, splits)))
+    part = max(1, -(-longest // splits))
     for start in range(0, longest, part):
         end = min(start + part, longest)
         seen = Visibility(q_len, end - start, mask=visible[..., start:end])

@@ -54,7 +54,7 @@ class AncestorMask:
     def __post_init__(self) -> None:
         words = self.words
         if not isinstance(words, Tensor) or words.dtype != torch.int64:
-            raise TypeError(f"words must be an int64 tensor, got {_kind(words)}")
+            raise TypeError(f"words must be an int64 tensor, got {kind_of(words)}")
         if words.ndim != 3 or words.shape[2] != -(-words.shape[1] // _WORD):
             raise ValueError(
                 "words must have shape (batch or 1, nodes, ceil(nodes / 64)), "
@@ -76,7 +76,7 @@ class AncestorMask:
             If `visible` is not boolean, or not square.
         """
         if visible.dtype != torch.bool:
-            raise TypeError(f"visible must be a boolean tensor, got {_kind(visible)}")
+            raise TypeError(f"visible must be a boolean tensor, got {kind_of(visible)}")
         if visible.ndim not in (2, 3) or visible.shape[-1] != visible.shape[-2]:
             raise ValueError(
                 "visible must have shape (nodes, nodes) or (batch, nodes, nodes), "
@@ -100,7 +100,7 @@ class AncestorMask:
             If `parents` is not integer, or a parent does not come before its child.
         """
         if parents.is_floating_point() or parents.dtype == torch.bool or parents.is_complex():
-            raise TypeError(f"parents must be an integer tensor, got {_kind(parents)}")
+            raise TypeError(f"parents must be an integer tensor, got {kind_of(parents)}")
         if parents.ndim not in (1, 2):
             raise ValueError(
                 f"parents must have shape (nodes,) or (batch, nodes), got {tuple(parents.shape)}"
@@ -114,7 +114,7 @@ class AncestorMask:
         rows = torch.arange(batch, device=table.device)
         for node in range(nodes):  # a parent's row is complete before its child's is made
             parent = table[:, node]
-            inherited = visible[rows, parent.clamp(min=0)] & (parent >= 0)[:, None]
+            inherited = visible[rows, parent] & (parent >= 0)[:, None]  # a root's -1 is no row
             visible[:, node] |= inherited
         return cls.from_dense(visible)
 
@@ -221,5 +221,6 @@ class Visibility:
         return inside.unsqueeze(1)  # (batch, 1, rows, columns)
 
 
-def _kind(thing: object) -> str:
+def kind_of(thing: object) -> str:
+    """Return the dtype of a tensor, or the type of anything else, for an error message."""
     return str(thing.dtype) if isinstance(thing, Tensor) else type(thing).__name__

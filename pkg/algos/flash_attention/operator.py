@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.fused import fused_backward, fused_forward, same_function
 from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
 from pkg.algos.flash_attention.products import accumulation_dtype
@@ -72,11 +72,11 @@ def flash_attention(
     tensor([[[[1.0000, 0.0000],
               [0.2689, 0.7311]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v)
-    doors.check_device_limits(q)
-    seen = doors.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v)
+    arguments.check_device_limits(q)
+    seen = arguments.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     output, lse = forward_operator(
         q, k, v, seen.mask, seen.ancestors, seen.left, seen.right, seen.shift, factor
     )
@@ -143,11 +143,10 @@ def _backward(
     return tiled_backward(gradient, lse_gradient, q, k, v, output, lse, seen, scale, BLOCK, BLOCK)
 
 
-def _backward_fake(
-    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
-    lse: Tensor, mask: Tensor | None, ancestors: Tensor | None,
-    left: int, right: int, shift: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def backward_fake(
+    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients' shapes, packed or not."""
     return tuple(  # type: ignore[return-value]
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
     )
@@ -173,7 +172,7 @@ backward_operator = register(
     "flash_attention_backward",
     cpu=_backward,
     cuda="pkg.cuda.flash_attention:attention_backward",
-    fake=_backward_fake,
+    fake=backward_fake,
 )
 forward_operator = register(
     "flash_attention_forward",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Align, AncestorMask, Window
 from pkg.algos.flash_attention.products import (
     accumulation_dtype,
@@ -74,10 +74,10 @@ def attention(
     tensor([[[[1.0000, 0.0000],
               [0.2689, 0.7311]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v, any_value_dim=True)
-    seen = doors.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v, any_value_dim=True)
+    seen = arguments.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     visible = seen.tile(0, seen.q_len, 0, seen.k_len)
     if visible is not None:
         visible = visible.to(q.device)

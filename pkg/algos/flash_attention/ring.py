@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.operator import backward_operator, forward_operator
 from pkg.algos.flash_attention.products import accumulation_dtype
 from pkg.algos.flash_attention.softmax import SoftmaxState
@@ -68,14 +68,14 @@ def ring_attention(
     tensor([[[[1.0000, 0.0000],
               [0.2689, 0.7311]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v)
-    doors.check_device_limits(q)
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v)
+    arguments.check_device_limits(q)
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(
             f"k must have q's length {q.shape[2]} for causal attention, got {k.shape[2]}"
         )
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     if dist.is_available() and dist.is_initialized():
         _check_parts(q, k, group)
     return _Ring.apply(q, k, v, group, causal, factor)  # type: ignore[no-any-return]
@@ -84,7 +84,7 @@ def ring_attention(
 def _check_parts(q: Tensor, k: Tensor, group: Any) -> None:
     """Raise, in every process alike, unless all parts have one shape and dtype."""
     mine = torch.tensor(
-        [*q.shape, *k.shape, doors.DTYPES.index(q.dtype)], dtype=torch.int64, device=q.device
+        [*q.shape, *k.shape, arguments.DTYPES.index(q.dtype)], dtype=torch.int64, device=q.device
     )
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, mine, group=group)

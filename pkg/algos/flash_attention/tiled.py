@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
 from pkg.algos.flash_attention.products import (
     accumulation_dtype,
@@ -87,13 +87,13 @@ def tiled_attention(
     tensor([[[[1.0000, 0.0000],
               [0.2689, 0.7311]]]])
     """
-    doors.check_tensors(q, k, v)
-    doors.check_shapes(q, k, v, any_value_dim=True)
+    arguments.check_tensors(q, k, v)
+    arguments.check_shapes(q, k, v, any_value_dim=True)
     for name, block in (("block_q", block_q), ("block_k", block_k)):
         if block < 1:
             raise ValueError(f"{name} must be at least 1, got {block}")
-    seen = doors.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
-    factor = doors.resolve_scale(scale, q.shape[-1])
+    seen = arguments.resolve_visibility(q, k, mask=mask, causal=causal, window=window, align=align)
+    factor = arguments.resolve_scale(scale, q.shape[-1])
     return tiled_forward(q, k, v, seen, factor, block_q, block_k, traffic)[0]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention import doors
+from pkg.algos.flash_attention import arguments
 from pkg.algos.flash_attention.masks import Align, Visibility, Window
-from pkg.algos.flash_attention.operator import BLOCK, cpu_forward
+from pkg.algos.flash_attention.operator import BLOCK, backward_fake, cpu_forward
 from pkg.algos.flash_attention.products import accumulation_dtype
 from pkg.algos.flash_attention.tiled import tiled_backward
 from pkg.operators import register
@@ -77,14 +77,14 @@ def flash_attention_varlen(
             [0.0000, 0.7311, 0.2689],
             [0.0000, 0.2689, 0.7311]])
     """
-    doors.check_tensors(q, k, v, ndim=3, layout=_PACKED)
+    arguments.check_tensors(q, k, v, ndim=3, layout=_PACKED)
     if k.shape[:2] != v.shape[:2]:
         raise ValueError(
             f"v must have k's total and heads {tuple(k.shape[:2])}, got {tuple(v.shape[:2])}"
         )
-    doors.check_heads(q.shape[1], k.shape[1])
-    doors.check_head_dims(q, k, v)
-    doors.check_device_limits(q)
+    arguments.check_heads(q.shape[1], k.shape[1])
+    arguments.check_head_dims(q, k, v)
+    arguments.check_device_limits(q)
     longest_q = _check_starts("q", cu_seqlens_q, q, max_seqlen_q)
     longest_k = _check_starts("k", cu_seqlens_k, k, max_seqlen_k)
     if len(cu_seqlens_q) != len(cu_seqlens_k):
@@ -92,12 +92,12 @@ def flash_attention_varlen(
             f"cu_seqlens_k must have {len(cu_seqlens_q)} entries as cu_seqlens_q has, "
             f"got {len(cu_seqlens_k)}"
         )
-    left, right = doors.resolve_band(causal, window)
-    doors.resolve_shift(align, 0, 0)
+    left, right = arguments.resolve_band(causal, window)
+    arguments.check_align(align)
     starts = (cu_seqlens_q.int(), cu_seqlens_k.int())
     output, lse = varlen_forward_operator(
         q, k, v, *starts, longest_q, longest_k, left, right, align == "bottom_right",
-        doors.resolve_scale(scale, q.shape[-1]),
+        arguments.resolve_scale(scale, q.shape[-1]),
     )  # fmt: skip
     return (output, lse) if return_lse else output
 
@@ -105,13 +105,9 @@ def flash_attention_varlen(
 def _check_starts(which: str, starts: Tensor, x: Tensor, longest: int | None) -> int:
     """Raise unless `starts` cuts x into sequences; return the length of the longest."""
     name = f"cu_seqlens_{which}"
-    if not isinstance(starts, Tensor) or starts.dtype not in (torch.int32, torch.int64):
-        kind = starts.dtype if isinstance(starts, Tensor) else type(starts).__name__
-        raise TypeError(f"{name} must be an int32 or int64 tensor, got {kind}")
+    arguments.check_integers(name, starts, x)
     if starts.ndim != 1 or len(starts) < 1:
         raise ValueError(f"{name} must have shape (sequences + 1,), got {tuple(starts.shape)}")
-    if starts.device != x.device:
-        raise ValueError(f"{name} must be on q's device {x.device}, got {starts.device}")
     if torch.compiler.is_compiling():
         if longest is None:
             raise ValueError(f"max_seqlen_{which} must be given under torch.compile")
@@ -193,16 +189,6 @@ def _backward(
     return dq, dk, dv
 
 
-def _backward_fake(
-    gradient: Tensor, lse_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor,
-    lse: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    left: int, right: int, bottom_right: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(  # type: ignore[return-value]
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
-    )
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, cu_seqlens_q, cu_seqlens_k, *rest = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
@@ -222,7 +208,7 @@ varlen_backward_operator = register(
     "flash_attention_varlen_backward",
     cpu=_backward,
     cuda="pkg.cuda.flash_attention:varlen_backward",
-    fake=_backward_fake,
+    fake=backward_fake,
 )
 varlen_forward_operator = register(
     "flash_attention_varlen_forward",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
 from pkg.algos.flash_attention import AncestorMask
-from pkg.algos.language_model import doors
+from pkg.algos.language_model import arguments
 from pkg.algos.language_model.attention import sight
 from pkg.algos.language_model.cache import KeyValueCache
 from pkg.algos.language_model.rotation import turn, turns
@@ -114,7 +114,7 @@ class LanguageModel:
         ValueError
             If there are not so many.
         """
-        doors.check_layers(layers, self.shape.layers)
+        arguments.check_layers(layers, self.shape.layers)
         return LanguageModel(self.weights, replace(self.shape, layers=layers), self.tokenizer)
 
     def encode(self, text: str) -> Tensor:
@@ -194,12 +194,12 @@ class LanguageModel:
     ) -> Tensor:  # fmt: skip
         """Return the hidden states alone; the arguments are those of a call."""
         wanted = self.shape.layers if layers is None else layers
-        doors.check_layers(wanted, self.shape.layers)
-        tokens = doors.token_ids(tokens, self.shape.vocabulary).to(self.device)
+        arguments.check_layers(wanted, self.shape.layers)
+        tokens = arguments.token_ids(tokens, self.shape.vocabulary).to(self.device)
         rows = tokens if tokens.ndim == 2 else tokens.unsqueeze(0)
-        counts = doors.row_lengths(lengths, rows)
-        starts = doors.cached(cache, rows, attend is not None)
-        places = doors.places(positions, rows, starts, counts, self.shape.context)
+        counts = arguments.row_lengths(lengths, rows)
+        starts = arguments.cached(cache, rows, attend is not None)
+        places = arguments.places(positions, rows, starts, counts, self.shape.context)
         see = _seen_by(observe)
         x = see("embedding", self.weights["token_embd.weight"][tokens])  # (…, tokens, width)
         points = turns(places.to(x.device), self.shape.head_dim, self.shape.rope_base, x.dtype)

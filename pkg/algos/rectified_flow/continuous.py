@@ -124,7 +124,7 @@ def divergence(
 
 
 def _unit_vectors(x: Tensor) -> Tensor:
-    size = x[0].numel() if len(x) else math.prod(x.shape[1:])
+    size = math.prod(x.shape[1:])
     eye = torch.eye(size, dtype=x.dtype, device=x.device)
     return eye.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
 

@@ -189,7 +189,8 @@ flow_draw = register(
 
 
 def times_operator(like: Tensor, *arguments: Any) -> Tensor:
-    """Draw a time for each sample of `like`."""
+    """Draw a time for each sample of `like`, of which a time does not depend."""
+    like = like.detach()
     return (_times if direct(like) else flow_times)(like, *arguments)  # type: ignore[no-any-return]
 
 

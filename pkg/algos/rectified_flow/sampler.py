@@ -202,7 +202,7 @@ class _Run:
         return slope[:count], slope[count:], self.guidance
 
 
-# ---------------------------------------------------------------- doors
+# ---------------------------------------------------------------- arguments
 
 
 def _schedule(times: Any, x: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pkg.algos.segmentation_metrics.confusion import confusion_matrix
+from pkg.algos.segmentation_metrics.confusion import _check_labels, confusion_matrix
 from pkg.algos.segmentation_metrics.ratios import (
     Absent,
     _mean,
@@ -138,18 +138,13 @@ class SegmentationMetrics:
         TypeError, ValueError
             As `confusion_matrix`; nothing is added then.
         """
-        if isinstance(target, Tensor) and isinstance(prediction, Tensor):
-            if target.ndim < 2:
-                raise ValueError(
-                    f"target must be an image (H, W) or a batch, got shape {tuple(target.shape)}"
-                )
-            if target.ndim == 2 and prediction.ndim == 2:
-                target, prediction = target[None], prediction[None]
-        if target.shape != prediction.shape:
+        _check_labels(target, prediction, self.num_classes, self.ignore_index)
+        if target.ndim < 2:
             raise ValueError(
-                "target and prediction must have the same shape, "
-                f"got {tuple(target.shape)} and {tuple(prediction.shape)}"
+                f"target must be an image (H, W) or a batch, got shape {tuple(target.shape)}"
             )
+        if target.ndim == 2:
+            target, prediction = target[None], prediction[None]
         matrices = [
             confusion_matrix(a, b, self.num_classes, ignore_index=self.ignore_index).cpu()
             for a, b in zip(target, prediction, strict=True)

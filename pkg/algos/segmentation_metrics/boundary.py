@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pkg.algos.segmentation_metrics.confusion import _check_labels, _describe_invalid
+from pkg.algos.segmentation_metrics.confusion import _check_labels, _first_invalid, _kept
 
 
 def boundary_width(height: int, width: int, dilation_ratio: float = 0.02) -> int:
@@ -87,11 +87,11 @@ def mask_boundary(mask: Tensor, width: int) -> Tensor:
         raise ValueError(f"mask must have shape (..., H, W), got {tuple(mask.shape)}")
     if width < 1:
         raise ValueError(f"width must be at least 1 pixel, got {width}")
-    if mask.numel() == 0:
+    if not bool(mask.any()):  # most classes are in few images, and a window costs time
         return mask.clone()
     # Erosion by a (2d+1)-square is d erosions by a 3x3 square, and separates into rows and columns.
     # A pixel survives if the complement's maximum over its window is 0.
-    outside = (~mask).float().flatten(end_dim=-3) if mask.ndim > 2 else (~mask).float()[None]
+    outside = (~mask).float().reshape(-1, *mask.shape[-2:])  # (n, H, W)
     outside = F.pad(outside, (width, width, width, width), value=1.0)  # (n, H+2d, W+2d)
     outside = F.max_pool2d(outside, (1, 2 * width + 1), stride=1)  # (n, H+2d, W)
     outside = F.max_pool2d(outside, (2 * width + 1, 1), stride=1)  # (n, H, W)
@@ -149,16 +149,13 @@ def boundary_iou(
     if target.ndim < 2:
         raise ValueError(f"target must have shape (..., H, W), got {tuple(target.shape)}")
     width = boundary_width(target.shape[-2], target.shape[-1], dilation_ratio)
-    truth, guess = target.long(), prediction.long()
-    kept = torch.ones_like(truth, dtype=torch.bool)
-    if ignore_index is not None:
-        kept = truth != ignore_index
-    for labels in (truth, guess):
-        if bool((kept & ((labels < 0) | (labels >= num_classes))).any()):
-            raise ValueError(_describe_invalid(target, prediction, num_classes, ignore_index))
+    wrong = _first_invalid(target, prediction, num_classes, ignore_index)
+    if wrong:
+        raise ValueError(wrong)
+    kept = _kept(target, ignore_index)
     scores = []
     for label in range(num_classes):  # one class at a time: C masks at once would not fit
-        a = mask_boundary(kept & (truth == label), width)
-        b = mask_boundary(kept & (guess == label), width)
+        a = mask_boundary(kept & (target == label), width)
+        b = mask_boundary(kept & (prediction == label), width)
         scores.append((a & b).sum((-2, -1)).double() / (a | b).sum((-2, -1)).double())
     return torch.stack(scores, -1)

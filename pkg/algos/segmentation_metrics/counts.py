@@ -58,7 +58,8 @@ def _count_block(t: Tensor, p: Tensor, counts: Tensor, ignore_index: int | None)
 
     The block is histogrammed over the range of labels that it really has, so that no pixel needs a
     mask: what is ignored or out of range is a row or a column of the small table. The codes are as
-    narrow as the table allows, because moving them costs more than counting them.
+    narrow as the table allows, because moving them costs more than counting them; on the way to them
+    integers may wrap around, and wrap back.
     """
     classes = len(counts)
     (low_t, high_t), (low_p, high_p) = _range(t), _range(p)
@@ -66,7 +67,7 @@ def _count_block(t: Tensor, p: Tensor, counts: Tensor, ignore_index: int | None)
     if rows * columns > LARGEST_TABLE:
         return _count_scattered(t, p, counts, ignore_index)
     size = rows * columns
-    narrow = torch.int16 if max(size, high_t, high_p, -low_t, -low_p) < 2**15 else torch.int64
+    narrow = torch.int16 if size < 2**15 else torch.int64
     code = t.to(narrow).sub(low_t).mul_(columns).add_(p.to(narrow)).sub_(low_p)
     if len(code) % LANES == 0 and size * LANES < 2**15:
         # Neighbouring pixels have the same code, and adding to the bin that was just added to makes

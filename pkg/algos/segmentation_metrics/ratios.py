@@ -24,7 +24,7 @@ def _counts(cm: Tensor) -> Tensor:
         raise TypeError(f"cm must hold counts (integers or floats), got {cm.dtype}")
     if cm.ndim < 2 or cm.shape[-1] != cm.shape[-2] or cm.shape[-1] == 0:
         raise ValueError(f"cm must have shape (..., C, C) with C >= 1, got {tuple(cm.shape)}")
-    if cm.numel() and not bool((cm >= 0).all()):
+    if not bool((cm >= 0).all()):
         raise ValueError("cm must hold counts, got a negative or NaN value")
     # Sums of narrow integers or floats could lose counts; int64 and float64 cannot here.
     return cm.double() if cm.is_floating_point() else cm.long()

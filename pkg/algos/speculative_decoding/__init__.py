@@ -1,11 +1,11 @@
 """Speculative decoding: verify drafts so that the text follows the target's law exactly.
 
-`verify_chain` and `verify_tree` decide which draft tokens stay and draw one more; `acceptance_probability`
-and `residual` are their two formulas; `expected_tokens`, `token_distribution`, `walltime_improvement`,
-`operations_factor` and `best_gamma` say what is gained. `chain_law`, `tree_law` and `total_variation`
-compute what a verification emits, exactly. `verify_chain_logits`, `verify_tree_logits` and
-`sample_logits` start from logits and have kernels. `speculative_generate` decodes a text with one of
-the drafters.
+`verify_chain` and `verify_tree` decide which draft tokens stay and draw one more;
+`acceptance_probability` and `residual` are their two formulas, `log_residual` the second one in
+logarithms; `expected_tokens`, `token_distribution`, `walltime_improvement`, `operations_factor` and
+`best_gamma` say what is gained. `chain_law`, `tree_law` and `total_variation` compute what a
+verification emits, exactly. `verify_chain_logits`, `verify_tree_logits` and `sample_logits` start from
+logits and have kernels. `speculative_generate` decodes a text with one of the drafters.
 
 The chapter "Speculative decoding" derives each of them and compares it with this code.
 """
@@ -26,7 +26,7 @@ from pkg.algos.speculative_decoding.gains import (
     walltime_improvement,
 )
 from pkg.algos.speculative_decoding.generate import Speculation, speculative_generate
-from pkg.algos.speculative_decoding.laws import acceptance_probability, residual
+from pkg.algos.speculative_decoding.laws import acceptance_probability, log_residual, residual
 from pkg.algos.speculative_decoding.logits import (
     sample_logits,
     verify_chain_logits,
@@ -54,6 +54,7 @@ __all__ = [
     "best_gamma",
     "chain_law",
     "expected_tokens",
+    "log_residual",
     "operations_factor",
     "residual",
     "sample_logits",

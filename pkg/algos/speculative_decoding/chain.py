@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pkg.algos.speculative_decoding import doors
+from pkg.algos.speculative_decoding import arguments
 from pkg.algos.speculative_decoding.draws import draw
 from pkg.algos.speculative_decoding.result import VerifyResult
 
@@ -77,13 +77,15 @@ def verify_chain(
     """
     if method not in ("token", "block"):
         raise ValueError(f'method must be "token" or "block", got {method!r}')
-    doors.require_draft(draft_tokens, draft_probs, target_probs, "gamma", 0)
+    arguments.check_draft(draft_tokens, draft_probs, target_probs, "gamma", 0)
     batch, gamma = draft_tokens.shape
-    uniforms = doors.resolve_uniforms(uniforms, generator, (batch, gamma + 1), target_probs.device)
-    lengths = doors.resolve_lengths(lengths, batch, gamma, draft_tokens)
+    uniforms = arguments.resolve_uniforms(
+        uniforms, generator, (batch, gamma + 1), target_probs.device
+    )
+    lengths = arguments.resolve_lengths(lengths, batch, gamma, draft_tokens)
     beyond = torch.arange(gamma, device=lengths.device) >= lengths[:, None]  # (batch, gamma)
     if validate:
-        doors.require_tokens(draft_tokens, target_probs.shape[-1], beyond)
+        arguments.check_tokens(draft_tokens, target_probs.shape[-1], beyond)
         _check_laws(draft_probs, target_probs, lengths)
     tokens = draft_tokens.long().masked_fill(beyond, 0)
     p = target_probs[:, :gamma].gather(-1, tokens[..., None])[..., 0].double()  # (batch, gamma)
@@ -91,7 +93,7 @@ def verify_chain(
     if draft_probs is not None:
         q = draft_probs.gather(-1, tokens[..., None])[..., 0].double()
         if validate:
-            doors.require_drawn(q, beyond)
+            arguments.check_drawn(q, beyond)
     if method == "token":
         accepted = _token_test(uniforms[:, :gamma], p, q, beyond)
         weights = None
@@ -195,6 +197,6 @@ def _assemble(tokens: Tensor, last: Tensor, accepted: Tensor) -> Tensor:
 
 def _check_laws(draft_probs: Tensor | None, target_probs: Tensor, lengths: Tensor) -> None:
     place = torch.arange(target_probs.shape[1], device=lengths.device)
-    doors.require_distributions("target_probs", target_probs, place > lengths[:, None])
+    arguments.check_distributions("target_probs", target_probs, place > lengths[:, None])
     if draft_probs is not None:
-        doors.require_distributions("draft_probs", draft_probs, place[:-1] >= lengths[:, None])
+        arguments.check_distributions("draft_probs", draft_probs, place[:-1] >= lengths[:, None])

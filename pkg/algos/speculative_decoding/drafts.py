@@ -72,11 +72,3 @@ def packed(rows: Sequence[Sequence[int]], gamma: int) -> Draft:
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
     return Draft(tokens, lengths)
-
-
-def require_count(name: str, value: int, least: int) -> None:
-    """Raise unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -25,8 +25,9 @@ from pkg.algos.language_model.generate import (
 )
 from pkg.algos.language_model.sampling import check_options
 from pkg.algos.speculative_decoding.chain import Method, verify_chain
-from pkg.algos.speculative_decoding.drafts import Draft, Drafter, Options, require_count
+from pkg.algos.speculative_decoding.drafts import Draft, Drafter, Options
 from pkg.algos.speculative_decoding.result import VerifyResult
+from pkg.arguments import whole
 
 
 @dataclass
@@ -151,7 +152,7 @@ def speculative_generate(
     >>> smollm2().tokenizer.decode(found.tokens[0].tolist())
     ' 3 4 1 2 3'
     """
-    require_count("gamma", gamma, 0)
+    whole("gamma", gamma, 0)
     check_options(temperature, top_k, top_p)
     texts = request_ids(model, prompt)
     check_room(model, texts, max_tokens)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pkg.algos.language_model.sampling import check_options, sampling_distribution
-from pkg.algos.speculative_decoding import doors
+from pkg.algos.speculative_decoding import arguments
 from pkg.algos.speculative_decoding.chain import Method, verify_chain
 from pkg.algos.speculative_decoding.draws import draw
 from pkg.algos.speculative_decoding.result import VerifyResult
@@ -71,8 +71,8 @@ def verify_chain_logits(
     _check("draft_tokens", draft_tokens, draft_logits, target_logits, extra=1, names="gamma")
     batch, gamma = draft_tokens.shape
     device = target_logits.device
-    uniforms = doors.resolve_uniforms(uniforms, generator, (batch, gamma + 1), device)
-    lengths = doors.resolve_lengths(lengths, batch, gamma, draft_tokens)
+    uniforms = arguments.resolve_uniforms(uniforms, generator, (batch, gamma + 1), device)
+    lengths = arguments.resolve_lengths(lengths, batch, gamma, draft_tokens)
     tokens, accepted = chain_operator(
         draft_tokens, draft_logits, target_logits, uniforms, lengths, float(temperature), top_k,
         top_p, method == "block",
@@ -137,7 +137,9 @@ def verify_tree_logits(
     check_options(temperature, top_k, top_p)
     _check("draft_tokens", draft_tokens, draft_logits, target_logits, extra=0, names="nodes")
     batch, nodes = draft_tokens.shape
-    uniforms = doors.resolve_uniforms(uniforms, generator, (batch, nodes + 1), target_logits.device)
+    uniforms = arguments.resolve_uniforms(
+        uniforms, generator, (batch, nodes + 1), target_logits.device
+    )
     if depth is None or parents.device.type == "cpu":
         parents, deepest = resolve_parents(parents, draft_tokens, validate=False)
         if depth is not None and depth < deepest:
@@ -193,15 +195,15 @@ def sample_logits(
     tensor([1, 1])
     """
     check_options(temperature, top_k, top_p)
-    doors.require_floats("logits", logits)
+    arguments.check_floats("logits", logits)
     if logits.ndim != 2 or logits.shape[-1] < 1:
         raise ValueError(f"logits must have shape (rows, vocab), got {tuple(logits.shape)}")
     _check_device_type("logits", logits)
     if uniforms is not None:
-        doors.require_floats("uniforms", uniforms)
-        doors.require_shape("uniforms", uniforms, (len(logits),), "(rows,)")
+        arguments.check_floats("uniforms", uniforms)
+        arguments.check_shape("uniforms", uniforms, (len(logits),), "(rows,)")
         uniforms = uniforms[:, None]
-    uniforms = doors.resolve_uniforms(uniforms, generator, (len(logits), 1), logits.device)
+    uniforms = arguments.resolve_uniforms(uniforms, generator, (len(logits), 1), logits.device)
     drawn: Tensor = sample_operator(logits, uniforms[:, 0], float(temperature), top_k, top_p)
     return drawn
 
@@ -213,7 +215,7 @@ def _check(
     name: str, tokens: Tensor, draft: Tensor | None, target: Tensor, *, extra: int, names: str
 ) -> None:
     """Raise unless the shapes and types belong together; draft rows are `extra` fewer."""
-    doors.require_integers(name, tokens)
+    arguments.check_integers(name, tokens)
     if tokens.ndim != 2:
         raise ValueError(f"{name} must have shape (batch, {names}), got {tuple(tokens.shape)}")
     batch, count = tokens.shape
@@ -222,7 +224,7 @@ def _check(
     ):  # fmt: skip
         if logits is None:
             continue
-        doors.require_floats(called, logits)
+        arguments.check_floats(called, logits)
         _check_device_type(called, logits)
         if logits.ndim != 3 or logits.shape[-1] < 1:
             raise ValueError(
@@ -234,8 +236,8 @@ def _check(
                 f"{logits.shape[-1]} and {target.shape[-1]} tokens"
             )
         shape = (batch, rows, logits.shape[-1])
-        doors.require_shape(called, logits, shape, f"(batch, {names}, vocab)")
-        doors.require_same_device(called, logits, tokens)
+        arguments.check_shape(called, logits, shape, f"(batch, {names}, vocab)")
+        arguments.check_same_device(called, logits, tokens)
 
 
 def _check_device_type(name: str, logits: Tensor) -> None:

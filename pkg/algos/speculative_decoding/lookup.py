@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pkg.algos.speculative_decoding.drafts import Draft, Options, packed, require_count
+from pkg.algos.speculative_decoding.drafts import Draft, Options, packed
+from pkg.arguments import whole
 
 
 class PromptLookupDrafter:
@@ -39,8 +40,8 @@ class PromptLookupDrafter:
     """
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
-        require_count("min_ngram", min_ngram, 1)
-        require_count("max_ngram", max_ngram, min_ngram)
+        whole("min_ngram", min_ngram, 1)
+        whole("max_ngram", max_ngram, min_ngram)
         self.max_ngram, self.min_ngram = max_ngram, min_ngram
 
     def start(self, requests: int, vocabulary: int) -> None:
@@ -97,8 +98,8 @@ class RetrievalDrafter:
     """
 
     def __init__(self, store: Tensor, max_ngram: int = 6, min_ngram: int = 2) -> None:
-        require_count("min_ngram", min_ngram, 1)
-        require_count("max_ngram", max_ngram, min_ngram)
+        whole("min_ngram", min_ngram, 1)
+        whole("max_ngram", max_ngram, min_ngram)
         if not isinstance(store, Tensor) or store.is_floating_point() or store.dtype == torch.bool:
             kind = store.dtype if isinstance(store, Tensor) else type(store).__name__
             raise TypeError(f"store must be an integer tensor, got {kind}")

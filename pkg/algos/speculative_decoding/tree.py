@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkg.algos.speculative_decoding import doors
+from pkg.algos.speculative_decoding import arguments
 from pkg.algos.speculative_decoding.draws import draw
 from pkg.algos.speculative_decoding.result import VerifyResult
 
@@ -72,10 +72,12 @@ def verify_tree(
     >>> verify_tree(tokens, parents, None, p, uniforms=u).tokens  # 0.4 >= 0.3, then 0.6 < 0.5 / 0.7
     tensor([[0, 0]])
     """
-    doors.require_draft(draft_tokens, draft_probs, target_probs, "nodes", 1)
+    arguments.check_draft(draft_tokens, draft_probs, target_probs, "nodes", 1)
     batch, nodes = draft_tokens.shape
     parents, depth = resolve_parents(parents, draft_tokens, validate=validate)
-    uniforms = doors.resolve_uniforms(uniforms, generator, (batch, nodes + 1), target_probs.device)
+    uniforms = arguments.resolve_uniforms(
+        uniforms, generator, (batch, nodes + 1), target_probs.device
+    )
     if validate:
         _check_laws(draft_tokens, parents, draft_probs, target_probs)
     walk = _Walk.at_root(draft_tokens.long(), parents, draft_probs, target_probs, depth)
@@ -167,8 +169,8 @@ def _normalised(weights: Tensor) -> Tensor:
 
 def resolve_parents(parents: Tensor, draft_tokens: Tensor, *, validate: bool) -> tuple[Tensor, int]:
     """Return the parents, (batch, nodes), and the depth of the deepest node."""
-    doors.require_integers("parents", parents)
-    doors.require_same_device("parents", parents, draft_tokens)
+    arguments.check_integers("parents", parents)
+    arguments.check_same_device("parents", parents, draft_tokens)
     batch, nodes = draft_tokens.shape
     if tuple(parents.shape) not in ((nodes,), (batch, nodes)):
         raise ValueError(
@@ -205,12 +207,12 @@ def _check_laws(
 ) -> None:
     batch, nodes = draft_tokens.shape
     nothing = torch.zeros(batch, nodes, dtype=torch.bool, device=draft_tokens.device)
-    doors.require_tokens(draft_tokens, target_probs.shape[-1], nothing)
-    doors.require_distributions("target_probs", target_probs)
+    arguments.check_tokens(draft_tokens, target_probs.shape[-1], nothing)
+    arguments.check_distributions("target_probs", target_probs)
     if draft_probs is None:
         return
     childless = torch.ones(batch, nodes + 1, dtype=torch.bool, device=draft_tokens.device)
     childless.scatter_(-1, parents + 1, False)
-    doors.require_distributions("draft_probs", draft_probs, childless)
+    arguments.check_distributions("draft_probs", draft_probs, childless)
     rows = torch.arange(batch, device=draft_tokens.device)[:, None]
-    doors.require_drawn(draft_probs[rows, parents + 1, draft_tokens.long()], nothing)
+    arguments.check_drawn(draft_probs[rows, parents + 1, draft_tokens.long()], nothing)

@@ -17,6 +17,7 @@ from pkg.cuda.flash_attention.tiles import (
     key_range,
     load_row,
     load_tile,
+    matrix,
     place,
     query_range,
     steps_partial,
@@ -36,8 +37,8 @@ def delta_kernel(
     """Write D = rowsum(dO ∘ O) - d lse, and the log-sum-exp in log2, +inf for an empty row."""
     tile, head, batch = find_program(tiles, heads)
     row = tile * BLOCK_M
-    gradient += batch * stride_gb + head * stride_gh
-    out += batch * stride_ob + head * stride_oh
+    gradient = matrix(gradient, batch, head, 0, stride_gb, stride_gh, stride_gn)
+    out = matrix(out, batch, head, 0, stride_ob, stride_oh, stride_on)
     rows = row + tl.arange(0, BLOCK_M)
     there, at = rows < q_len, batch * stride_lb + head * stride_lh + rows
     g = load_tile(gradient, row, stride_gn, q_len, BLOCK_M, DIM, BLOCK_D, False)
@@ -97,11 +98,11 @@ def dq_kernel(
         return
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
-    q += batch * stride_qb + head * stride_qh + tl.cast(q_start, tl.int64) * stride_qn
-    gradient += batch * stride_gb + head * stride_gh + tl.cast(q_start, tl.int64) * stride_gn
-    dq += batch * stride_db + head * stride_dh + tl.cast(q_start + row, tl.int64) * stride_dn
-    k += batch * stride_kb + (head // group) * stride_kh + tl.cast(k_start, tl.int64) * stride_kn
-    v += batch * stride_vb + (head // group) * stride_vh + tl.cast(k_start, tl.int64) * stride_vn
+    q = matrix(q, batch, head, q_start, stride_qb, stride_qh, stride_qn)
+    gradient = matrix(gradient, batch, head, q_start, stride_gb, stride_gh, stride_gn)
+    dq = matrix(dq, batch, head, q_start + row, stride_db, stride_dh, stride_dn)
+    k = matrix(k, batch, head // group, k_start, stride_kb, stride_kh, stride_kn)
+    v = matrix(v, batch, head // group, k_start, stride_vb, stride_vh, stride_vn)
     mask += batch * mask_batch + head * mask_head
     words += batch * words_batch
     at = batch * stride_lb + head * stride_lh + q_start
@@ -196,10 +197,10 @@ def dkv_kernel(
         return
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
-    q += batch * stride_qb + tl.cast(q_start, tl.int64) * stride_qn
-    gradient += batch * stride_gb + tl.cast(q_start, tl.int64) * stride_gn
-    k += batch * stride_kb + kv_head * stride_kh + tl.cast(k_start, tl.int64) * stride_kn
-    v += batch * stride_vb + kv_head * stride_vh + tl.cast(k_start, tl.int64) * stride_vn
+    q = matrix(q, batch, 0, q_start, stride_qb, stride_qh, stride_qn)
+    gradient = matrix(gradient, batch, 0, q_start, stride_gb, stride_gh, stride_gn)
+    k = matrix(k, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn)
+    v = matrix(v, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn)
     words += batch * words_batch
     at = batch * stride_lb + q_start
 

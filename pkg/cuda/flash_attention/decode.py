@@ -7,10 +7,10 @@ import triton.language as tl
 
 from pkg.cuda.flash_attention.tiles import (
     PLAIN,
+    absorb,
     find_program,
-    guarded_dot,
     load_tile,
-    online_softmax,
+    matrix,
 )
 
 # mypy: disable-error-code="no-untyped-def"
@@ -28,15 +28,10 @@ def _sweep(
         scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
         columns = column + tl.arange(0, BLOCK_N)
         seen = (columns[None, :] <= last[:, None]) & (columns < limit)[None, :]
-        if PARTIAL:
-            scores = tl.where(seen, scores, float("-inf"))
-        acc, total, top, weights = online_softmax(acc, total, top, scores, factor)
-        values = load_tile(v, column, stride_v, limit, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
-        weights = weights.to(values.dtype)
-        if PARTIAL:
-            acc = guarded_dot(weights, values, seen, acc, PRECISION)
-        else:
-            acc = tl.dot(weights, values, acc, input_precision=PRECISION)
+        acc, total, top = absorb(
+            acc, total, top, scores, seen, v, column, stride_v, limit, factor,
+            DIM, BLOCK_D, BLOCK_N, PRECISION, PARTIAL,
+        )  # fmt: skip
     return acc, total, top
 
 
@@ -64,8 +59,8 @@ def decode_kernel(
     dims = tl.arange(0, BLOCK_D)
     at = q + batch * stride_qb + (head * stride_qh + token * stride_qn)[:, None] + dims[None, :]
     queries = tl.load(at, mask=there[:, None] & (dims < DIM)[None, :], other=0.0)
-    k += batch * stride_kb + kv_head * stride_kh
-    v += batch * stride_vb + kv_head * stride_vh
+    k = matrix(k, batch, kv_head, 0, stride_kb, stride_kh, stride_kn)
+    v = matrix(v, batch, kv_head, 0, stride_vb, stride_vh, stride_vn)
 
     last = tl.where(there, length - q_len + token, -1)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)

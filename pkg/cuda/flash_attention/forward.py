@@ -7,11 +7,11 @@ import triton.language as tl
 
 from pkg.cuda.flash_attention.tiles import (
     PLAIN,
+    absorb,
     find_program,
-    guarded_dot,
     key_range,
     load_tile,
-    online_softmax,
+    matrix,
     place,
     steps_partial,
     store_tile,
@@ -22,7 +22,7 @@ from pkg.cuda.flash_attention.tiles import (
 
 
 @triton.jit
-def _absorb(
+def _absorb_keys(
     acc, total, top, q, k, v, rows, row, column, stride_k, stride_v,
     q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
@@ -32,21 +32,17 @@ def _absorb(
     """Carry the state over BLOCK_N keys from `column` on; PARTIAL if some pairs do not count."""
     keys = load_tile(k, column, stride_k, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
     scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    seen = True
     if PARTIAL:
         columns = column + tl.arange(0, BLOCK_N)
         seen = visible_pairs(
             rows[:, None], columns[None, :], row, column, q_len, k_len, left, right, shift,
             mask, mask_row, mask_column, words, words_row, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE,
         )  # fmt: skip
-        scores = tl.where(seen, scores, float("-inf"))
-    acc, total, top, weights = online_softmax(acc, total, top, scores, factor)
-    values = load_tile(v, column, stride_v, k_len, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
-    weights = weights.to(values.dtype)
-    if PARTIAL:
-        acc = guarded_dot(weights, values, seen, acc, PRECISION)
-    else:
-        acc = tl.dot(weights, values, acc, input_precision=PRECISION)
-    return acc, total, top
+    return absorb(
+        acc, total, top, scores, seen, v, column, stride_v, k_len, factor,
+        DIM, BLOCK_D, BLOCK_N, PRECISION, PARTIAL,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=PLAIN)
@@ -72,12 +68,12 @@ def forward_kernel(
         return
     # A band or a tree leaves a few partial tiles to a program: a pipeline there only takes registers.
     SLOW: tl.constexpr = STAGES if HAS_MASK else 1
-    q += batch * stride_qb + head * stride_qh + tl.cast(q_start, tl.int64) * stride_qn
+    q = matrix(q, batch, head, q_start, stride_qb, stride_qh, stride_qn)
     # Places of results, whole: kept through the loops, they take fewer registers than their parts.
-    out += batch * stride_ob + head * stride_oh + tl.cast(q_start + row, tl.int64) * stride_on
+    out = matrix(out, batch, head, q_start + row, stride_ob, stride_oh, stride_on)
     lse += batch * stride_lb + head * stride_lh + q_start + row
-    k += batch * stride_kb + (head // group) * stride_kh + tl.cast(k_start, tl.int64) * stride_kn
-    v += batch * stride_vb + (head // group) * stride_vh + tl.cast(k_start, tl.int64) * stride_vn
+    k = matrix(k, batch, head // group, k_start, stride_kb, stride_kh, stride_kn)
+    v = matrix(v, batch, head // group, k_start, stride_vb, stride_vh, stride_vn)
     mask += batch * mask_batch + head * mask_head
     words += batch * words_batch
 
@@ -94,14 +90,14 @@ def forward_kernel(
     # what they keep in registers is then gone before the loop that matters.
     for step in tl.range(0, steps_partial(first, whole, partial, end), BLOCK_P, num_stages=SLOW):
         column = first + step + tl.where(step < whole - first, 0, partial - whole)
-        acc, total, top = _absorb(
+        acc, total, top = _absorb_keys(
             acc, total, top, queries, k, v, rows, row, column, stride_kn, stride_vn,
             q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
             DIM, BLOCK_D, BLOCK_P, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, True,
         )  # fmt: skip
     if not HAS_MASK:
         for column in tl.range(whole, partial, BLOCK_N, num_stages=STAGES):
-            acc, total, top = _absorb(
+            acc, total, top = _absorb_keys(
                 acc, total, top, queries, k, v, rows, row, column, stride_kn, stride_vn, q_len, k_len,
                 left, right, shift, mask, mask_row, mask_column, words, words_row, factor,
                 DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_TREE, False,

@@ -63,6 +63,12 @@ def store_tile(
 
 
 @triton.jit
+def matrix(base, batch, head, row, stride_b, stride_h, stride_n):
+    """Return where the numbers of one head begin, from `row` on; 32 bits would not reach."""
+    return base + (batch * stride_b + head * stride_h + tl.cast(row, tl.int64) * stride_n)
+
+
+@triton.jit
 def visible_pairs(
     i, j, row, column, q_len, k_len, left, right, shift, mask, mask_row, mask_column, words, words_row,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -118,6 +124,25 @@ def guarded_dot(weights, x, seen, total, PRECISION: tl.constexpr):
     hit = tl.max(tl.where(seen, bad[None, :], 0.0), 1)
     total = tl.dot(weights, tl.where(finite, x, 0.0).to(x.dtype), total, input_precision=PRECISION)
     return total + tl.where(hit > 0.0, float("nan"), 0.0)[:, None]
+
+
+@triton.jit
+def absorb(
+    acc, total, top, scores, seen, v, column, stride_v, limit, factor,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):  # fmt: skip
+    """Carry the state over the scores of BLOCK_N keys from `column` on; PARTIAL: only what is `seen`."""
+    if PARTIAL:
+        scores = tl.where(seen, scores, float("-inf"))
+    acc, total, top, weights = online_softmax(acc, total, top, scores, factor)
+    values = load_tile(v, column, stride_v, limit, BLOCK_N, DIM, BLOCK_D, not PARTIAL)
+    weights = weights.to(values.dtype)
+    if PARTIAL:
+        acc = guarded_dot(weights, values, seen, acc, PRECISION)
+    else:
+        acc = tl.dot(weights, values, acc, input_precision=PRECISION)
+    return acc, total, top
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from torch import Tensor
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_floats(name: str, tensor: Tensor) -> None:
+def check_floats(name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a tensor of floating-point numbers."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -16,7 +16,7 @@ def require_floats(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
-def require_integers(name: str, tensor: Tensor) -> None:
+def check_integers(name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a tensor of int64 (or int32)."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -24,19 +24,19 @@ def require_integers(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be int64 or int32, got {tensor.dtype}")
 
 
-def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], words: str) -> None:
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], words: str) -> None:
     """Raise unless `tensor` has `shape`; `words` names its axes."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {words} = {shape}, got {tuple(tensor.shape)}")
 
 
-def require_same_device(name: str, tensor: Tensor, other: Tensor) -> None:
+def check_same_device(name: str, tensor: Tensor, other: Tensor) -> None:
     """Raise unless both tensors are on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} must be on {other.device}, got {tensor.device}")
 
 
-def require_distributions(name: str, probs: Tensor, ignored: Tensor | None = None) -> None:
+def check_distributions(name: str, probs: Tensor, ignored: Tensor | None = None) -> None:
     """Raise unless every row of `probs` is a distribution; rows that are `ignored` may be anything.
 
     A sum may miss 1 by the rounding of the numbers to their type, and of a softmax in float32 that
@@ -67,7 +67,7 @@ def require_distributions(name: str, probs: Tensor, ignored: Tensor | None = Non
     raise ValueError(f"{name} must be distributions, each row summing to 1;{row} it {what}")
 
 
-def require_same_vocabulary(draft: Tensor, target: Tensor) -> None:
+def check_same_vocabulary(draft: Tensor, target: Tensor) -> None:
     """Raise unless both models speak of the same tokens."""
     if draft.shape[-1] != target.shape[-1]:
         raise ValueError(
@@ -76,15 +76,15 @@ def require_same_vocabulary(draft: Tensor, target: Tensor) -> None:
         )
 
 
-def require_draft(
+def check_draft(
     draft_tokens: Tensor, draft_probs: Tensor | None, target_probs: Tensor, unit: str, draft_rows: int
 ) -> None:  # fmt: skip
     """Raise unless tokens (batch, unit) and the laws of both models belong together.
 
     The target has one row more than there are tokens; the draft has `draft_rows` more (0 in a chain).
     """
-    require_integers("draft_tokens", draft_tokens)
-    require_floats("target_probs", target_probs)
+    check_integers("draft_tokens", draft_tokens)
+    check_floats("target_probs", target_probs)
     if draft_tokens.ndim != 2:
         raise ValueError(
             f"draft_tokens must have shape (batch, {unit}), got {tuple(draft_tokens.shape)}"
@@ -96,15 +96,15 @@ def require_draft(
         )
     batch, count = draft_tokens.shape
     vocab, more = target_probs.shape[-1], f"(batch, {unit} + 1, vocab)"
-    require_shape("target_probs", target_probs, (batch, count + 1, vocab), more)
-    require_same_device("draft_tokens", draft_tokens, target_probs)
+    check_shape("target_probs", target_probs, (batch, count + 1, vocab), more)
+    check_same_device("draft_tokens", draft_tokens, target_probs)
     if draft_probs is None:
         return
-    require_floats("draft_probs", draft_probs)
-    require_same_vocabulary(draft_probs, target_probs)
+    check_floats("draft_probs", draft_probs)
+    check_same_vocabulary(draft_probs, target_probs)
     words = more if draft_rows else f"(batch, {unit}, vocab)"
-    require_shape("draft_probs", draft_probs, (batch, count + draft_rows, vocab), words)
-    require_same_device("draft_probs", draft_probs, target_probs)
+    check_shape("draft_probs", draft_probs, (batch, count + draft_rows, vocab), words)
+    check_same_device("draft_probs", draft_probs, target_probs)
 
 
 def resolve_uniforms(
@@ -123,8 +123,8 @@ def resolve_uniforms(
         drawn = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
         return drawn.to(device)
     assert uniforms is not None
-    require_floats("uniforms", uniforms)
-    require_shape("uniforms", uniforms, shape, "(batch, tests + 1)")
+    check_floats("uniforms", uniforms)
+    check_shape("uniforms", uniforms, shape, "(batch, tests + 1)")
     if uniforms.device != device:
         raise ValueError(f"uniforms must be on {device}, got {uniforms.device}")
     if uniforms.device.type == "cpu" and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
@@ -136,15 +136,15 @@ def resolve_lengths(lengths: Tensor | None, batch: int, gamma: int, like: Tensor
     """Return the length of each row's draft, (batch,), int64."""
     if lengths is None:
         return torch.full((batch,), gamma, dtype=torch.int64, device=like.device)
-    require_integers("lengths", lengths)
-    require_shape("lengths", lengths, (batch,), "(batch,)")
+    check_integers("lengths", lengths)
+    check_shape("lengths", lengths, (batch,), "(batch,)")
     known = lengths.device.type == "cpu" and batch > 0
     if known and not 0 <= int(lengths.min()) <= int(lengths.max()) <= gamma:
         raise ValueError(f"lengths must be in 0..{gamma}, got {lengths.tolist()}")
     return lengths.to(torch.int64)
 
 
-def require_tokens(tokens: Tensor, vocab: int, ignored: Tensor) -> None:
+def check_tokens(tokens: Tensor, vocab: int, ignored: Tensor) -> None:
     """Raise unless the draft tokens that count are in the vocabulary."""
     wrong = ((tokens < 0) | (tokens >= vocab)) & ~ignored
     if bool(wrong.any()):
@@ -154,7 +154,7 @@ def require_tokens(tokens: Tensor, vocab: int, ignored: Tensor) -> None:
         )
 
 
-def require_drawn(chances: Tensor, ignored: Tensor) -> None:
+def check_drawn(chances: Tensor, ignored: Tensor) -> None:
     """Raise if a draft token has probability 0 under the law that it is said to come from."""
     wrong = (chances <= 0) & ~ignored
     if bool(wrong.any()):

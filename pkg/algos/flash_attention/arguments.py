@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window
+from pkg.algos.flash_attention.masks import Align, AncestorMask, Visibility, Window, kind_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYOUT = "(batch, heads, sequence, head_dim)"
@@ -27,8 +27,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, ndim: int = 4, layout: str
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {tensor.dtype}")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
+        check_device(name, tensor, q)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, *, any_value_dim: bool = False) -> None:
@@ -100,9 +99,14 @@ def _ends(window: Window) -> Window:
 
 def resolve_shift(align: Align, q_len: int, k_len: int) -> int:
     """Return the key position that belongs to query 0."""
+    check_align(align)
+    return k_len - q_len if align == "bottom_right" else 0
+
+
+def check_align(align: Align) -> None:
+    """Raise unless the corner is one of the two."""
     if align not in ("bottom_right", "top_left"):
         raise ValueError(f'align must be "bottom_right" or "top_left", got {align!r}')
-    return k_len - q_len if align == "bottom_right" else 0
 
 
 def resolve_mask(
@@ -120,12 +124,13 @@ def resolve_mask(
             )
         if mask.words.shape[0] not in (1, batch):
             raise ValueError(f"mask must have 1 or {batch} trees, got {mask.words.shape[0]}")
-        _same_device("mask", mask.words, q)
+        check_device("mask", mask.words, q)
         return None, mask.words
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be boolean (True: may attend) or an AncestorMask, got {kind}")
-    _same_device("mask", mask, q)
+        raise TypeError(
+            f"mask must be boolean (True: may attend) or an AncestorMask, got {kind_of(mask)}"
+        )
+    check_device("mask", mask, q)
     full = (batch, heads, q_len, k_len)
     tail = full[len(full) - mask.ndim :]
     fits = mask.ndim <= 4 and all(
@@ -137,7 +142,15 @@ def resolve_mask(
     return mask.expand(-1, -1, q_len, k_len), None
 
 
-def _same_device(name: str, tensor: Tensor, q: Tensor) -> None:
+def check_integers(name: str, tensor: Tensor, q: Tensor) -> None:
+    """Raise unless a vector of places or lengths holds integers, on q's device."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be an int32 or int64 tensor, got {kind_of(tensor)}")
+    check_device(name, tensor, q)
+
+
+def check_device(name: str, tensor: Tensor, q: Tensor) -> None:
+    """Raise unless a tensor is where q is."""
     if tensor.device != q.device:
         raise ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
 

@@ -1,0 +1,112 @@
+"""What happened when mistakes were made on purpose: the records in `book/recordings/mutants`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from book.recordings.origin import chapter_files, fingerprint
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "book" / "recordings" / "mutants"
+
+#: For each part of a record: what it is called, and the folder whose code it is of.
+PARTS = {
+    "code": ("code", "pkg/algos"),
+    "kernels": ("kernels", "pkg/cuda"),
+    "formulas": ("formulas", "pkg/algos"),
+    "vacuity": ("spoilt code", "pkg/algos"),
+    "exercises": ("exercises", "pkg/exercises"),
+}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """One chapter's record: `parts[name]` is what was counted; `stale` names parts of older code."""
+
+    slug: str
+    parts: dict[str, dict[str, Any]]
+    stale: tuple[str, ...]
+
+    def __getitem__(self, part: str) -> dict[str, Any]:
+        return self.parts[part]
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.parts
+
+    @property
+    def alive(self) -> list[str]:
+        """The names of all changes that nothing refused."""
+        return [
+            name
+            for part in ("code", "kernels")
+            for name in self.parts.get(part, {}).get("survived", [])
+        ] + [
+            name
+            for part in ("formulas", "vacuity")
+            for name in self.parts.get(part, {}).get("accepted", [])
+        ]
+
+    @property
+    def same(self) -> list[tuple[str, str]]:
+        """Pairs (change, why it says the same) of what no check can refuse."""
+        found = [
+            (each["mutant"], each["reason"])
+            for part in ("code", "kernels")
+            for each in self.parts.get(part, {}).get("equivalent", [])
+        ]
+        for part in ("formulas", "vacuity"):
+            for line in self.parts.get(part, {}).get("listed", []):
+                change, _, reason = line.rpartition(": ")
+                found.append((change, reason))
+        return found
+
+    def of_entry(self, name: str) -> tuple[int, int] | None:
+        """Return (attempts, refused) of all wrong statements and spoilt code for one entry."""
+        counts = [
+            self.parts[part].get("entries", {}).get(name)
+            for part in ("formulas", "vacuity")
+            if part in self.parts
+        ]
+        there = [count for count in counts if count]
+        if not there:
+            return None
+        return sum(c["attempts"] for c in there), sum(c["refused"] for c in there)
+
+
+def load(slug: str, folder: Path = FOLDER) -> Trials | None:
+    """Return a chapter's record, or None where there is none."""
+    path = folder / f"{slug}.json"
+    if not path.is_file():
+        return None
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    stale = [
+        words
+        for part, (words, home) in PARTS.items()
+        if part in parts and parts[part]["origin"]["code"] != _today(home, slug)
+    ]
+    return Trials(slug, parts, tuple(stale))
+
+
+@lru_cache(maxsize=128)
+def _today(home: str, slug: str) -> str:
+    try:
+        return fingerprint(chapter_files(home, slug))
+    except LookupError:  # the code is gone: whatever was recorded is of another day
+        return ""
+
+
+@lru_cache(maxsize=32)
+def public_functions(slug: str) -> tuple[str, ...]:
+    """Return the full names that a chapter's package offers, without plain results."""
+    path = ROOT / chapter_files("pkg/algos", slug)[0]
+    named: dict[str, list[str]] = {"__all__": [], "RESULTS": []}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in named:
+            named[ast.unparse(node.targets[0])] = list(ast.literal_eval(node.value))
+    kept = [name for name in named["__all__"] if name not in named["RESULTS"]]
+    return tuple(f"pkg.algos.{slug}.{name}" for name in kept)
