@@ -123,18 +123,26 @@ def _nonnegative(expression: Any) -> bool:
 def _difference(left: Any, right: Any) -> Any:
     """Return a form of `left - right` in which equal parts have cancelled."""
     first = as_atoms(left - right)
-    for attempt in (sp.cancel, sp.simplify, lambda e: sp.simplify(sp.expand(e))):
+    for attempt in (sp.cancel, _simplify, lambda e: _simplify(sp.expand(e))):
         result = attempt(sp.together(first))
         if result == 0:
             return result
-    evaluated = sp.simplify((left - right).doit())
+    evaluated = _simplify((left - right).doit())
     if evaluated == 0:
         return evaluated
     ordered = sp.cancel(sp.together(as_atoms(normal_form(left - right))))
     if ordered == 0:
         return ordered
     merged = _merge_sums(left - right)
-    return sp.Integer(0) if merged == 0 else as_atoms(sp.simplify(evaluated))
+    return sp.Integer(0) if merged == 0 else as_atoms(_simplify(evaluated))
+
+
+def _simplify(expression: Any) -> Any:
+    """Simplify; where SymPy loses its way in a product of a sum and a number, change nothing."""
+    try:
+        return sp.simplify(expression)
+    except StopIteration:  # SymPy 1.14, in `sum_add`
+        return expression
 
 
 def _merge_sums(expression: Any) -> Any:

@@ -120,6 +120,15 @@ def test_a_gradient_is_cut_to_its_largest_norm():
     assert first_step(clip=1e-12, warm_up=1) < 1e-5
 
 
+def test_by_default_a_gradient_is_cut_to_a_hundred_nats(monkeypatch):
+    from pkg.algos.coupling_flows import training
+
+    seen = []
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", lambda p, most: seen.append(most))
+    fit(small(), counts(), bins=4, steps=2, batch=8, lr=1e-3, seed=0)
+    assert seen == [100.0, 100.0]
+
+
 def test_the_average_goes_back_a_thousand_steps():
     flow, seen = small(), []
     watch = lambda step, bits: seen.append([p.detach().clone() for p in flow.parameters()])  # noqa: E731

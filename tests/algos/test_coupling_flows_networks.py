@@ -54,6 +54,7 @@ def test_networks_are_what_they_say():
                 inner = nn.functional.conv2d(torch.relu(h), u, v, padding=1)
                 h = h + nn.functional.conv2d(torch.relu(inner), w, t)
             expected = nn.functional.conv2d(torch.relu(h), e, f)
+        assert net(x).shape[2:] == x.shape[2:]
         torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-4)
 
 

@@ -87,11 +87,12 @@ def test_a_tree_is_unpacked_right_wherever_a_tile_begins(block, prefix):
     assert torch.equal(found, pairs)
 
 
+@pytest.mark.parametrize("batch", [2, 6])  # 6 is also the number of heads
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_fused_kernel_is_the_same_function(kv_heads, causal):
-    q, gradient = draw(2, 6, 40, 16), draw(2, 6, 40, 16, seed=1)
-    k, v = draw(2, 2, kv_heads, 40, 16, seed=2)
+def test_the_fused_kernel_is_the_same_function(kv_heads, causal, batch):
+    q, gradient = draw(batch, 6, 40, 16), draw(batch, 6, 40, 16, seed=1)
+    k, v = draw(2, batch, kv_heads, 40, 16, seed=2)
     q, k = q.mT.contiguous().mT, k.transpose(1, 2).contiguous().transpose(1, 2)  # with gaps
     seen = Visibility(40, 40, right=0 if causal else -1)
     fused, tiled = fused_forward(q, k, v, 0.3, causal), tiled_forward(q, k, v, seen, 0.3, 16, 16)
@@ -129,6 +130,22 @@ def test_decoding_goes_by_each_length(q_len):
             found[i : i + 1], attention(q[i : i + 1], *part, causal=True), rtol=0, atol=1e-13
         )
     assert (lse[0] == -torch.inf).all()
+
+
+@pytest.mark.parametrize(("splits", "parts"), [(2, [5, 5]), (4, [3, 3, 3, 1]), (99, [1] * 10)])
+def test_a_cache_is_cut_into_so_many_parts(splits, parts, monkeypatch):
+    from pkg.algos.flash_attention import decode
+
+    cut = []
+
+    def spy(q, k, *rest):
+        cut.append(k.shape[2])
+        return tiled_forward(q, k, *rest)
+
+    monkeypatch.setattr(decode, "tiled_forward", spy)
+    q, k = draw(1, 1, 1, 16), draw(1, 1, 12, 16)
+    flash_decode(q, k, k, torch.tensor([10]), splits=splits)
+    assert cut == parts
 
 
 @pytest.mark.parametrize("splits", [None, 3])

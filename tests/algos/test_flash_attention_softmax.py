@@ -100,6 +100,9 @@ def test_the_identity_adds_nothing_even_if_it_carries_rubbish():
     for merged in (merge_states(state, rubbish), merge_states(rubbish, state)):
         assert torch.equal(merged.output, state.output)
         assert torch.equal(merged.lse, state.lse)
+    none = SoftmaxState.of(torch.zeros(4, 0), torch.zeros(4, 0, 2))  # four rows over no keys
+    assert none.maximum.shape == none.lse.shape == (4,)
+    assert torch.equal(merge_states(none, state).output, state.output.expand(4, 2))
     nothing = merge_states(SoftmaxState.empty(2), SoftmaxState.empty(2))
     assert torch.equal(nothing.output, torch.zeros(2))
     assert nothing.lse == -torch.inf

@@ -55,3 +55,22 @@ def test_a_format_that_is_normal_where_its_carrier_is_subnormal(dtype, rounding)
     assert found.tolist() == wanted
     # The signs of zeros, which a list does not tell apart.
     assert torch.equal(found.signbit(), torch.tensor(wanted).signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_format_whose_numbers_end_where_those_of_its_carrier_do(dtype):
+    """Room for no larger number: it cannot be rounded by adding one."""
+    top = 1022 if dtype == torch.float64 else 126
+    fmt = FloatFormat("high", 5, 3, bias=30 - top)
+    assert fmt.largest_exponent == top
+    x = torch.linspace(0.1, 1.8, 499, dtype=dtype) * 2.0**top
+    x = torch.cat([x, -x])
+    wanted = [by_fractions(value, fmt, "nearest_even") for value in x.tolist()]
+    assert quantize(x, fmt).tolist() == wanted
+
+
+def test_the_first_number_without_a_pattern_is_named():
+    x = torch.tensor([[1.0, -2.0], [-7000.0, 8000.0], [9000.0, 1.0]])
+    fmt = FloatFormat("FP4", 2, 1, has_infinity=False, has_nan=False)
+    with pytest.raises(ValueError, match=r"x must not hold -7000\.0: FP4 has neither"):
+        quantize(x, fmt)

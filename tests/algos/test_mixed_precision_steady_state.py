@@ -80,3 +80,11 @@ def test_other_mistakes_about_the_steady_state():
         scale_steady_state([0.5], 5)
     with pytest.raises(ValueError, match="growth_interval must be at least 1"):
         scale_steady_state(torch.tensor([0.5]), 0)
+
+
+def test_visits_that_leave_float64s_range():
+    """Each level is visited 10^11 times as often as the one below: 10^440 at the last of them."""
+    shares = scale_steady_state(torch.full((41,), 1e-11, dtype=torch.float64), 1)
+    assert bool(shares.isfinite().all())
+    # All visits but those of the last level and of the one below are less than 10^-11 of them.
+    assert shares[-1] == pytest.approx(1.0, abs=1e-10)

@@ -196,6 +196,19 @@ def test_a_half_precision_step_is_rounded_once(dtype, guided):
     assert bool(((found.double() - exact).abs() <= allowed).all())
 
 
+@pytest.mark.parametrize("weight", [None, 4.5])
+def test_a_float64_state_is_moved_in_float64_by_velocities_of_float32(weight):
+    x = randn(2, 5)
+    c, u = (randn(2, 5, seed=i, dtype=torch.float32) for i in (1, 2))
+    given = {} if weight is None else {"unconditional": u, "guidance": weight}
+    times = torch.tensor([0.0, 0.3], dtype=torch.float64)
+    found = guided_step(x, c, times=times, index=0, **given)
+    w = 1.0 if weight is None else weight
+    exact = x + 0.3 * (u.double() + w * (c.double() - u.double()))
+    # Some roundings of float64; in float32 it would be off by 1e-7.
+    torch.testing.assert_close(found, exact, rtol=1e-14, atol=1e-14)
+
+
 def test_shapes_without_elements_and_without_samples():
     for shape in ((0, 3), (3, 0)):
         x = torch.zeros(shape)

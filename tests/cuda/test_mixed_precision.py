@@ -39,23 +39,42 @@ def launchers():
     return pytest.importorskip("pkg.cuda.mixed_precision")
 
 
+GUARD = 4096  # elements behind a tensor, more than a block: a store past its end shows
+
+
+def guarded(shape, dtype, value):
+    """A tensor filled with a value, and the elements that lie behind it in memory."""
+    count = torch.Size(shape).numel()
+    whole = torch.full((count + GUARD,), value, dtype=dtype, device=DEVICE)
+    return whole[:count].view(shape), whole[count:]
+
+
 @pytest.fixture(autouse=True)
 def poison(monkeypatch, request):
-    """Fill what the launchers allocate with NaN or nonsense: an element never written shows."""
+    """Fill what the launchers allocate, and what lies behind it, with NaN or nonsense.
+
+    An element never written shows, and so does one that is written past the end.
+    """
     if request.node.get_closest_marker("interpreter") is None:
+        yield
         return
     module = pytest.importorskip("pkg.cuda.mixed_precision.launch")
+    behind = []
 
     class Torch:
         def __getattr__(self, name):
             return getattr(torch, name)
 
         @staticmethod
-        def empty(*args, **keywords):
-            fresh = torch.empty(*args, **keywords)
-            return fresh.fill_(torch.nan if fresh.is_floating_point() else 0x5A)
+        def empty(shape, *, dtype, device):
+            fresh, rest = guarded(shape, dtype, torch.nan if dtype.is_floating_point else 0x5A)
+            behind.append((rest, rest.clone()))
+            return fresh
 
     monkeypatch.setattr(module, "torch", Torch())
+    yield
+    for rest, before in behind:
+        assert torch.equal(rest.nan_to_num(7), before.nan_to_num(7)), "a store past the end"
 
 
 def rounds():
@@ -292,8 +311,16 @@ def by_torch(tensors, step):
 def step_agrees(tensors, step=3):
     """The kernel's step: within float32's error, or what stochastic rounding makes of that."""
     wanted, errors = by_torch(tensors, step)
-    held = [x.to(DEVICE) for x in tensors]
+    held, behind = [], []
+    for x in tensors:
+        if x.is_contiguous():
+            inside, rest = guarded(x.shape, x.dtype, 7.0)
+            held.append(inside.copy_(x))
+            behind.append(rest)
+        else:
+            held.append(x.to(DEVICE))
     launchers().stochastic_rounding_adamw(*held, *SETTINGS.values(), step, seed())
+    assert all(bool((rest == 7).all()) for rest in behind), "a store past the end"
     undecided = 0.0
     for stream, (got, exact, error) in enumerate(zip(held[:3], wanted, errors, strict=True)):
         got = got.cpu()

@@ -201,6 +201,23 @@ def test_the_whole_sampler_compiles_into_one_graph(method):
 # ---------------------------------------------------------------- where calls go
 
 
+def test_a_compiler_sees_the_operators_and_not_their_cpu_forms():
+    """On a GPU the CPU form would be wrong; what is traced must not depend on where it was traced."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    def run(x):
+        return sample_fixed(lambda x, t: torch.sin(x), x, TIMES, method="heun")
+
+    torch.compile(run, fullgraph=True, backend=backend)(numbers(3, 4))
+    assert {name for name in seen if "checked" in name} == {
+        "checked.flow_stage.default", "checked.flow_step.default",
+    }  # fmt: skip
+
+
 def test_tensors_of_a_device_reach_the_operators_and_nothing_waits_for_their_values():
     """On tensors without values: whoever asked for one, as `item` does, would get an error."""
     x, times, label = (torch.empty(*shape, device="meta") for shape in ((3, 5), (4,), (3,)))

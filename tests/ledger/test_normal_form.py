@@ -8,6 +8,7 @@ from sympy import Derivative, Eq, Max, Sum, exp
 
 from pkg.ledger import Induction, Ledger, MaxOver, NotProved
 from pkg.ledger.normal_form import normal_form
+from pkg.ledger.proof import prove
 
 i, j, k, n, N, D = sp.symbols("i j k n N D", integer=True, positive=True)
 c, t = sp.symbols("c t", real=True)
@@ -79,3 +80,15 @@ def test_the_numbers_behind_an_induction_come_from_the_recurrence():
     along = Induction.along(Eq(w[n], w[n - 1] * 2 + 1), n, 1, sp.Integer(1))
     assert [along.unrolled(last) for last in range(1, 6)] == [1, 3, 7, 15, 31]
     Ledger("sums").prove("power", Eq(w[n], 2**n - 1), induction=along, title="Power")
+
+
+def test_a_mean_of_gaps_under_a_tangent():
+    """SymPy's own `simplify` ends in StopIteration here."""
+    k, size = sp.Symbol("k", integer=True), sp.Symbol("N", integer=True, positive=True)
+    p = sp.IndexedBase("p", positive=True)
+    mean = Sum(p[k], (k, 1, size)) / size
+    gap = p[k] / mean - 1 - sp.log(p[k]) + sp.log(mean)
+    left = sp.log(mean) - Sum(sp.log(p[k]), (k, 1, size)) / size
+    assert prove(Eq(left, Sum(gap, (k, 1, size)) / size, evaluate=False))
+    with pytest.raises(NotProved):
+        prove(Eq(left, Sum(gap + 1, (k, 1, size)) / size, evaluate=False))

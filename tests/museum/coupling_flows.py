@@ -40,7 +40,7 @@ class Overwritten(Compose):
 
 
 class OneAfterTheOther(AffineCoupling):
-    """Splits even from odd places, and puts the halves together one after the other."""
+    """Splits even from odd places, and joins the halves end to end."""
 
     def forward(self, x):
         kept, rest = x[:, ::2], x[:, 1::2]
@@ -69,7 +69,7 @@ class LogOfDeterminant(Invertible1x1Conv):
 
 
 def scaled_to_one(counts, *, bins, generator, dtype):
-    """Scales the largest count to 1, but spreads as if it were the first count beyond."""
+    """Scales the largest count to 1, and spreads by 1 / bins."""
     u = torch.rand(counts.shape, generator=generator, dtype=dtype)
     return counts / (bins - 1) + u / bins
 
@@ -109,7 +109,7 @@ def _cost_of_sign() -> str:
     right, wrong = _scored_as_drawn("right"), _scored_as_drawn("sign")
     return (
         "256 digits drawn from the recorded RealNVP, and scored as they are drawn, seem to cost "
-        f"{wrong:.0f} bits a pixel; it is {right:.0f}."
+        f"{wrong:.1f} bits a pixel; it is {right:.1f}."
     )
 
 
@@ -117,7 +117,7 @@ def _cost_of_overwriting() -> str:
     right, wrong = _scored_as_drawn("right"), _scored_as_drawn("overwritten")
     return (
         "256 digits drawn from the recorded RealNVP, and scored as they are drawn, seem to cost "
-        f"{wrong:.0f} bits a pixel; it is {right:.0f}."
+        f"{wrong:.1f} bits a pixel; it is {right:.1f}."
     )
 
 
@@ -137,8 +137,8 @@ def _cost_of_alpha() -> str:
     for alpha in (1e-5, 0.05):
         wrong.append(_others(AlphaNotUndone(alpha).inverse(Logit(alpha)(x)[0])[0]))
     return (
-        f"with the tutorial's alpha of 0.00001 {wrong[0]:.0f} in 100 pixels of the test digits come "
-        f"back as another count, and nobody looks twice; with RealNVP's 0.05 it is {wrong[1]:.0f}."
+        f"with the tutorial's small alpha, 0.00001, {wrong[0]:.0f} % of the test digits' pixels come back "
+        f"as another count, and nobody looks twice; with RealNVP's 0.05 it is {wrong[1]:.0f} %."
     )
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tests.mutants import record
-from tests.mutants.code import all_mutants, judge
+from tests.mutants.code import Verdicts, all_mutants, judge
 from tests.mutants.entries import attack
 from tests.mutants.kernels import judge_kernels, kernel_mutants
 from tests.mutants.mutations import Mutant
@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=0, help="at most so many code mutants")
     parser.add_argument("--kernels", type=int, default=60, help="at most so many kernel mutants")
     parser.add_argument("--shift", type=int, default=0, help="choose others of them")
+    parser.add_argument(
+        "--again", action="store_true", help="try only those that the record names as alive"
+    )
     parser.add_argument("--store", action="store_true", help="record the result")
     options = parser.parse_args()
     for slug in options.slugs:
@@ -45,9 +48,13 @@ def main() -> int:
         if "code" in options.parts:
             there = all_mutants(slug)
             chosen = every(there, options.most, options.shift)
+            if options.again:
+                chosen = record.alive(slug, there)
             origin = record.code_origin(slug)
-            verdicts = judge(slug, chosen, options.jobs, say)
+            verdicts = judge(slug, chosen, options.jobs, say) if chosen else Verdicts()
             found["code"] = record.code(slug, len(there), chosen, verdicts, origin)
+            if options.again:
+                found["code"] = record.together(record.load(slug)["code"], found["code"])
         if "kernels" in options.parts:
             there = kernel_mutants(slug)
             chosen = every(there, options.kernels, options.shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tests.mutants import processes
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.notebook import ROOT, Runner, Shown, cells
 from tests.mutants.processes import KILLED, SURVIVED, UNFIT, Job
-from tests.mutants.swapping import Importing, Living, Unfit, pass_on, swap
+from tests.mutants.swapping import Importing, Living, Unfit, pass_on, swap, watch
 
 Lines = dict[str, set[int]]
 
@@ -88,17 +89,16 @@ def judge(slug: str, chosen: Sequence[Mutant], at_once: int, say: Any) -> Verdic
 
 def _chapter_baseline(slug: str) -> list[Baseline]:
     found = []
-    with _measuring(slug) as recorder:
+    with _Measuring(slug) as measured:
         runner = Runner()
         for number, source in enumerate(cells(slug)):
-            recorder.switch_context(f"part{number}")
+            measured.part(f"part{number}")
             shown, seconds = runner.run(source)
             if shown.error:
                 raise RuntimeError(f"{slug}, cell {number + 1} fails as it is: {shown.error}")
             found.append((seconds, shown))
-    lines = _lines_by_part(recorder)
     return [
-        Baseline(lines.get(f"part{i}", {}), seconds, shown)
+        Baseline(measured.lines.get(f"part{i}", {}), seconds, shown)
         for i, (seconds, shown) in enumerate(found)
     ]
 
@@ -161,13 +161,13 @@ def _whole(slug: str, mutant: Mutant, base: list[Baseline]) -> int:
 class _Watching:
     """A pytest plugin: one coverage context and one time for every test."""
 
-    def __init__(self, recorder: Any = None) -> None:
-        self.recorder, self.seconds = recorder, defaultdict(float)
+    def __init__(self, measured: Any = None) -> None:
+        self.measured, self.seconds = measured, defaultdict(float)
         self.failed: list[str] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        if self.recorder is not None:
-            self.recorder.switch_context(nodeid)
+        if self.measured is not None:
+            self.measured.part(nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
@@ -202,13 +202,12 @@ def _by_tests(
     for mutant, word in processes.outcomes(jobs, at_once=at_once):
         if word != "survived":
             killed[mutant] = word
-    with _measuring(slug) as recorder, silence():
-        watching = _Watching(recorder)
+    with _Measuring(slug) as measured, silence():
+        watching = _Watching(measured)
         status = run_tests(*test_files(slug), plugin=watching)
     if status:
         raise RuntimeError(f"{slug}: the tests fail as they are: {watching.failed}")
-    lines = _lines_by_part(recorder)
-    base = {test: Baseline(lines.get(test, {}), s) for test, s in watching.seconds.items()}
+    base = {test: Baseline(measured.lines.get(test, {}), s) for test, s in watching.seconds.items()}
     say(f"{len(base)} tests")
 
     living = Living.now(ROOT)
@@ -245,33 +244,52 @@ def _swapped_tests(mutant: Mutant, tests: list[str], living: Living) -> int:
 def _imported_tests(slug: str, mutant: Mutant) -> int:
     pass_on(mutant, ROOT)
     Importing(mutant, ROOT).install()
-    return KILLED if run_tests(*test_files(slug)) else SURVIVED
+    # pytest rewrites the assertions of every file it is given, and so would import the true source.
+    return KILLED if run_tests("--assert=plain", *test_files(slug)) else SURVIVED
 
 
 # ------------------------------------------------------------------ coverage
 
 
-@contextlib.contextmanager
-def _measuring(slug: str) -> Iterator[Any]:
-    import coverage
+class _Measuring:
+    """Which lines of a chapter's algorithm each part of a run executes, its processes' included."""
 
-    include = [str(path) for path in sources(slug)]
-    recorder = coverage.Coverage(data_file=None, include=include, config_file=False)
-    recorder.start()
-    try:
-        yield recorder
-    finally:
-        recorder.stop()
+    def __init__(self, slug: str) -> None:
+        self.files = [str(path) for path in sources(slug)]
+        self.lines: dict[str, Lines] = {}
 
+    def __enter__(self) -> _Measuring:
+        import coverage
 
-def _lines_by_part(recorder: Any) -> dict[str, Lines]:
-    data, found = recorder.get_data(), {}
-    for file in data.measured_files():
-        path = str(Path(file).relative_to(ROOT))
-        for line, contexts in data.contexts_by_lineno(file).items():
-            for context in contexts:
-                found.setdefault(context, {}).setdefault(path, set()).add(line)
-    return found
+        self._folder = tempfile.TemporaryDirectory()
+        watch(Path(self._folder.name), self.files)
+        self._recorder = coverage.Coverage(data_file=None, include=self.files, config_file=False)
+        self._recorder.start()
+        return self
+
+    def part(self, name: str) -> None:
+        """Count what is executed from now on for this part."""
+        self._recorder.switch_context(name)
+        os.environ["CHECKED_PART"] = name
+
+    def __exit__(self, *_: object) -> None:
+        import coverage
+
+        self._recorder.stop()
+        del os.environ["CHECKED_LINES"]
+        self._add(self._recorder.get_data())
+        for path in Path(self._folder.name).iterdir():
+            data = coverage.CoverageData(str(path))
+            data.read()
+            self._add(data)
+        self._folder.cleanup()
+
+    def _add(self, data: Any) -> None:
+        for file in data.measured_files():
+            path = str(Path(file).relative_to(ROOT))
+            for line, contexts in data.contexts_by_lineno(file).items():
+                for context in contexts:
+                    self.lines.setdefault(context, {}).setdefault(path, set()).add(line)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,33 @@ def code(
     }
 
 
+def alive(slug: str, there: Sequence[Mutant]) -> list[Mutant]:
+    """Return the mutants that a chapter's record names as alive.
+
+    Raises
+    ------
+    LookupError
+        If the record is of other code than today's: then nothing in it can be kept.
+    """
+    if "code" in outdated(slug):
+        raise LookupError(f"the record of {slug} is of other code; try all its mutants anew")
+    named = load(slug)["code"]["survived"]
+    found = [mutant for mutant in there if mutant.name in named]
+    if len({mutant.name for mutant in found}) != len(set(named)):
+        raise LookupError(f"{slug}: not every mutant that was alive is there")
+    return found
+
+
+def together(before: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose survivors were tried once more, after checks were strengthened."""
+    whole = {**before, "survived": again["survived"], "origin": again["origin"]}
+    for count in ("by_chapter", "by_tests_only", "timeouts"):
+        whole[count] = before[count] + again[count]
+    for names in ("equivalent", "only_tests"):
+        whole[names] = [*before[names], *again[names]]
+    return whole
+
+
 def kernels(
     slug: str, there: int, outcomes: Sequence[tuple[Mutant, str]], origin: dict[str, Any]
 ) -> dict[str, Any]:

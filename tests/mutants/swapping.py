@@ -95,10 +95,24 @@ def swap(mutant: Mutant, root: Path, living: Living | None = None) -> None:
 
 def pass_on(mutant: Mutant, root: Path) -> None:
     """Let every Python that this process starts import the mutant too, as a ring of processes does."""
-    paths = [str(CHILDREN), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    _greet()
     os.environ["CHECKED_MUTANT"] = json.dumps([dataclasses.asdict(mutant), str(root)])
     os.environ["CHECKED_ROOT"] = str(CHILDREN.parents[2])
+
+
+def watch(folder: Path, files: list[str]) -> None:
+    """Let every Python that this process starts write to `folder` which lines of `files` it ran.
+
+    `CHECKED_PART` in the environment names the part of the run that it counts for.
+    """
+    _greet()
+    os.environ["CHECKED_LINES"] = str(folder)
+    os.environ["CHECKED_FILES"] = os.pathsep.join(files)
+
+
+def _greet() -> None:
+    paths = [str(CHILDREN), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 def received() -> tuple[Mutant, Path]:

@@ -14,7 +14,7 @@ import sympy as sp
 
 from pkg.ledger.cases import Cases
 from pkg.ledger.ledger import Ledger
-from tests.mutants import entries, processes, swapping
+from tests.mutants import code, entries, processes, swapping
 from tests.mutants.equations import changes
 from tests.mutants.mutations import mutants
 from tests.mutants.processes import KILLED, SURVIVED, Job
@@ -117,6 +117,42 @@ def test_a_process_that_the_mutant_starts_gets_the_mutant_too(module, monkeypatc
     command = [sys.executable, "-c", "import sample; print(sample.f(5))"]
     said = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
     assert said.stdout == "7\n"
+
+
+def test_the_tests_see_a_mutant_of_a_file_whose_doctests_they_run(tmp_path, monkeypatch):
+    """pytest rewrites the assertions of files it is given; it used to import their true source."""
+    path, check = tmp_path / "scaled.py", tmp_path / "test_scaled.py"
+    path.write_text("SCALE = 2\n")
+    check.write_text("import scaled\n\n\ndef test_scale():\n    assert scaled.SCALE == 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        code, "test_files", lambda slug: ["--doctest-modules", str(check), str(path)]
+    )
+    found = mutants(path, tmp_path)
+    assert processes.call(lambda: code.run_tests(*code.test_files(""))) == 0
+    assert processes.call(lambda: code._imported_tests("", found[0])) == KILLED
+
+
+def test_lines_that_run_in_a_process_of_their_own_are_measured(module, monkeypatch):
+    _, _, root = module
+    monkeypatch.setattr(code, "sources", lambda slug: [root / "sample.py"])
+    monkeypatch.setattr(code, "ROOT", root)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["PYTHONPATH"] = f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{root}"
+
+    def work():
+        with code._Measuring("sample") as measured:
+            measured.part("one")
+            command = [sys.executable, "-c", "import sample; sample.f(5)"]
+            subprocess.run(command, env=os.environ, check=True)
+            measured.part("two")
+        return measured.lines
+
+    lines = processes.call(work)
+    assert {9, 11, 17} <= lines["one"]["sample.py"]
+    assert 10 not in lines["one"]["sample.py"]
+    assert "two" not in lines
 
 
 def test_children_survive_die_and_run_out_of_time():

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.mutants import record
+from tests.mutants.code import all_mutants
 from tests.mutants.entries import Attempt
 from tests.mutants.notebook import ROOT
 
@@ -84,6 +85,25 @@ def test_other_code_makes_a_record_outdated(folder):
     old = {"exercises": {"origin": {"code": "of another day"}}}
     record.store("mixed_precision", old)
     assert "exercises" in record.outdated("mixed_precision")
+
+
+def test_survivors_can_be_tried_again(folder):
+    there = all_mutants("mixed_precision")
+    one, two = there[5], there[99]
+    before = {
+        "there": len(there), "mutants": 9, "by_chapter": 6, "by_tests_only": 1, "timeouts": 0,
+        "survived": [one.name, two.name], "equivalent": [], "only_tests": ["x"],
+        "origin": record.code_origin("mixed_precision"),
+    }  # fmt: skip
+    record.store("mixed_precision", {"code": before})
+    assert set(record.alive("mixed_precision", there)) >= {one, two}
+    again = before | {"by_chapter": 0, "survived": [two.name], "only_tests": [one.name]}
+    whole = record.together(before, again)
+    assert (whole["by_chapter"], whole["by_tests_only"], whole["mutants"]) == (6, 2, 9)
+    assert whole["survived"] == [two.name]
+    record.store("mixed_precision", {"code": before | {"origin": {"code": "of another day"}}})
+    with pytest.raises(LookupError, match="other code"):
+        record.alive("mixed_precision", there)
 
 
 def test_accepted_changes_are_named_unless_they_are_listed(monkeypatch):

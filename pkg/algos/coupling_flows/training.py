@@ -62,7 +62,7 @@ def fit(
         In the type and on the device that it is to be trained in. Its data-dependent layers are set
         from the first batch.
     counts
-        Integers from 0 to bins - 1, (N, *event), the same in all processes.
+        Integers from 0 to bins - 1, (N, ...), the same in all processes.
     bins
         How many values a count can have.
     steps, batch

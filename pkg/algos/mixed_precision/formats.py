@@ -257,7 +257,7 @@ class FloatFormat:
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
-    """Return 2^k in float64 for int64 k in -1074 .. 1023, built from its bits and so exact."""
+    """Return 2^k in float64 for int64 k up to 1023, built from its bits; 0 below -1074, as it is."""
     normal = (exponent + 1023) << 52
     subnormal = torch.ones_like(exponent) << (exponent + 1074)  # 0 where that is no shift
     return torch.where(exponent >= -1022, normal, subnormal).view(torch.float64)

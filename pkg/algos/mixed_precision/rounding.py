@@ -117,7 +117,7 @@ def _carry(
     else:
         assert uniforms is not None
         # With probability rest / 2^s: the uniform number added to that share carries.
-        share = rest.double() * power_of_two(-true_shift.long().clamp(max=1074))
+        share = rest.double() * power_of_two(-true_shift.long())
         up = uniforms >= 1.0 - share
     return up.to(kept.dtype)
 
@@ -160,7 +160,7 @@ def round_to_nearest_even(x: Tensor, fmt: FloatFormat, carrier: Carrier, saturat
     flat = x.contiguous().view(-1)
     result = torch.empty_like(flat)
     size = BLOCK * torch.get_num_threads() * (4 if native else 1)  # few passes: fewer calls
-    for start in range(0, max(flat.numel(), 1), size):
+    for start in range(0, flat.numel(), size):
         part = slice(start, start + size)
         way(flat[part], result[part], fmt, carrier, saturate)
     return result.view(x.shape)

@@ -97,6 +97,7 @@ def panoptic_quality(
     truth = _segments("target", target_ids, target_classes, num_classes, void_id)
     guess = _segments("prediction", prediction_ids, prediction_classes, num_classes, void_id)
     overlap = _overlaps(target_ids, prediction_ids)  # {(true id, predicted id): pixels}
+    in_void = {b: overlap.get((void_id, b), 0) for b in guess}
 
     total = torch.zeros(num_classes, dtype=torch.float64)  # sum of the matched IoUs
     tp, fp, fn = (torch.zeros(num_classes, dtype=torch.int64) for _ in range(3))
@@ -104,8 +105,7 @@ def panoptic_quality(
     for (a, b), both in overlap.items():
         if a not in truth or b not in guess or target_classes[a] != prediction_classes[b]:
             continue
-        in_void = 0 if void_id is None else overlap.get((void_id, b), 0)
-        union = truth[a] + guess[b] - both - in_void
+        union = truth[a] + guess[b] - both - in_void[b]
         if 2 * both > union:  # IoU > 1/2, in integers
             matched_truth.add(a)
             matched_guess.add(b)
@@ -114,8 +114,7 @@ def panoptic_quality(
     for a in truth.keys() - matched_truth:
         fn[target_classes[a]] += 1
     for b in guess.keys() - matched_guess:
-        in_void = 0 if void_id is None else overlap.get((void_id, b), 0)
-        if 2 * in_void <= guess[b]:
+        if 2 * in_void[b] <= guess[b]:
             fp[prediction_classes[b]] += 1
     size = tp.double() + fp.double() / 2 + fn.double() / 2
     return PanopticQuality(total / size, total / tp, tp / size, tp, fp, fn)
@@ -142,7 +141,7 @@ def _segments(
     return segments
 
 
-def _overlaps(target_ids: Tensor, prediction_ids: Tensor) -> dict[tuple[int, int], int]:
+def _overlaps(target_ids: Tensor, prediction_ids: Tensor) -> dict[tuple[int | None, int], int]:
     """Return how many pixels each pair of ids shares."""
     pairs = torch.stack((target_ids.flatten().long(), prediction_ids.flatten().long()), -1)
     if not len(pairs):
