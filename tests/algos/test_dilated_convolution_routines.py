@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -238,30 +242,34 @@ def test_float64_on_cuda_is_left_to_pytorch(groups, form):
         assert {OURS, PYTORCH} & set(called.names) == {want}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("inference", [False, True])
-def test_threads_change_nothing_and_are_not_changed(threads, form, inference):
-    before = torch.get_num_threads()
+def same_with_threads(threads, form, inference):
+    """Compare with PyTorch, and look that nothing of PyTorch's state was changed."""
+    torch.set_num_threads(threads)
     x = drawn(2, 32, 129, 130, dtype=torch.float32).contiguous(memory_format=form)  # several blocks
     weight = drawn(32, 1, 3, 3, seed=1, dtype=torch.float32).requires_grad_(not inference)
-    try:
-        torch.set_num_threads(threads)
-        with torch.inference_mode(inference):
-            output = dilated_conv2d(x, weight, dilation=9, padding=9, groups=32)
-        assert output.requires_grad != inference
+    with torch.inference_mode(inference):
+        output = dilated_conv2d(x, weight, dilation=9, padding=9, groups=32)
+    assert output.requires_grad != inference
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert output.is_contiguous(memory_format=form)
+    exact = F.conv2d(x.double(), weight.double(), None, 1, 9, 9, 32)
+    # nine products of numbers around 1, in float32
+    torch.testing.assert_close(output.double(), exact, rtol=0, atol=1e-5)
+    if not inference:
+        by_weight = torch.autograd.grad(output, weight, x)[0].double()
+        exact = torch.autograd.grad(exact, weight, x.double())[0].double()
+        # sums of 33,540 products, in any order
+        assert (by_weight - exact).norm() <= 1e-5 * exact.norm()
         assert torch.get_num_threads() == threads
-        assert torch.is_grad_enabled()
-        assert not torch.is_inference_mode_enabled()
-        assert output.is_contiguous(memory_format=form)
-        exact = F.conv2d(x.double(), weight.double(), None, 1, 9, 9, 32)
-        # nine products of numbers around 1, in float32
-        torch.testing.assert_close(output.double(), exact, rtol=0, atol=1e-5)
-        if not inference:
-            by_weight = torch.autograd.grad(output, weight, x)[0].double()
-            exact = torch.autograd.grad(exact, weight, x.double())[0].double()
-            # sums of 33,540 products, in any order
-            assert (by_weight - exact).norm() <= 1e-5 * exact.norm()
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_threads_change_nothing_and_are_not_changed():
+    """In a process of its own: a pool of threads would not survive a fork of this one."""
+    script = (
+        "import itertools, torch; from tests.algos.test_dilated_convolution_routines import *\n"
+        "forms = torch.contiguous_format, torch.channels_last\n"
+        "for one in itertools.product((1, 2), forms, (False, True)): same_with_threads(*one)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
