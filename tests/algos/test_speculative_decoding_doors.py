@@ -94,6 +94,11 @@ def test_half_precision_laws_pass_though_their_sums_are_not_one():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         law = logits.softmax(-1).to(dtype)
         assert acceptance_probability(law[0], law[1]).item() < 1
+    # Two numbers of 8 bits may miss their sum by two units of 2^-7, and by no more.
+    near, far = torch.tensor([1.0, 1.5 / 128]).bfloat16(), torch.tensor([1.0, 3 / 128]).bfloat16()
+    assert acceptance_probability(near, near).item() > 1
+    with pytest.raises(ValueError, match="p must be distributions"):
+        acceptance_probability(far, near)
     with pytest.raises(ValueError, match="p must be distributions"):
         acceptance_probability(0.95 * logits.softmax(-1).bfloat16()[0], logits.softmax(-1)[1])
 

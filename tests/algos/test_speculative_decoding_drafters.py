@@ -128,6 +128,23 @@ def test_the_first_layers_are_the_large_model_left_early():
     assert first == int(model(TOKENS[:9], layers=2).logits[-1].argmax())
 
 
+def test_a_text_may_be_asked_for_twice():
+    """Then all of it was read already, and its last token must be read again."""
+    drafter = ModelDrafter(short_model())
+    drafter.start(2, short_model().shape.vocabulary)
+    texts = [TOKENS[:9], TOKENS[30:35]]
+    first = propose(drafter, texts, 3)
+    assert torch.equal(propose(drafter, texts, 3).tokens, first.tokens)
+    longer = [torch.cat((text, row[:2])) for text, row in zip(texts, first.tokens, strict=True)]
+    again = propose(drafter, longer, 1)
+    assert torch.equal(again.tokens[:, 0], first.tokens[:, 2])
+
+
+def test_one_word_alone_is_no_reason_to_copy():
+    for drafter in (PromptLookupDrafter(), RetrievalDrafter(torch.tensor([1, 7, 8, 9]))):
+        assert propose(drafter, [torch.tensor([1, 2, 3, 1])], 4).lengths.tolist() == [0]
+
+
 # ------------------------------------------------------------------ the student
 
 

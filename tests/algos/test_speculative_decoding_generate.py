@@ -244,6 +244,27 @@ def test_the_counts_add_up():
     nothing = speculative_generate(short_model(), TEXTS[0], Nothing(), gamma=3, max_tokens=2)
     assert np.isnan(nothing.rate)
     assert nothing.steps == 2
+    wrong = speculative_generate(
+        short_model(), TEXTS[0], Wrong(), gamma=3, temperature=0.0, max_tokens=6, stop=()
+    )
+    # The first of each draft was looked at and refused; the last step had no room for a draft.
+    assert (wrong.tested.tolist(), wrong.accepted.tolist()) == ([5, 0, 0], [0, 0, 0])
+    assert (wrong.steps, wrong.rate) == (6, 0.0)
+
+
+class Wrong:
+    """Always drafts a token that the greedy text does not have."""
+
+    def start(self, requests, vocabulary):
+        text = generate(short_model(), TEXTS[0], max_tokens=6, temperature=0.0, stop=()).tokens[0]
+        self.token = next(i for i in range(vocabulary) if i not in text.tolist())
+
+    def select(self, rows):
+        pass
+
+    def propose(self, texts, gamma, options, uniforms):
+        size = len(texts), gamma
+        return Draft(torch.full(size, self.token), torch.full((len(texts),), gamma))
 
 
 class Nothing(Fixed):

@@ -46,11 +46,12 @@ def test_from_logits_is_from_laws(name):
 
 
 def test_pytorch_accepts_the_operators():
-    tokens, q, p, u, lengths = chain(3, 2, 20, {}, seed=1)
+    # As many rows as no other axis has, so that an axis out of place shows.
+    tokens, q, p, u, lengths = chain(4, 2, 20, {}, seed=1)
     for draft in (q, None):
         torch.library.opcheck(chain_operator, (tokens, draft, p, u, lengths, 0.7, 5, 0.9, False))
     torch.library.opcheck(chain_operator, (tokens, q, p, u, lengths, 1.0, None, None, True))
-    tokens, parents, q, p, u = tree(3, PARENTS, 20, {}, seed=2)
+    tokens, parents, q, p, u = tree(4, PARENTS, 20, {}, seed=2)
     torch.library.opcheck(tree_operator, (tokens, parents, q, p, u, 2, 0.7, None, 0.9))
     torch.library.opcheck(sample_operator, (p[:, 0], u[:, 0].contiguous(), 1.0, 3, None))
 
