@@ -22,6 +22,7 @@ from typing import Any
 import sympy as sp
 from sympy.printing.latex import LatexPrinter, translate
 
+_BETWEEN_WORDS = re.compile(r"(\\mathrm\{\w+\}) (?=\\mathrm\{)")
 _LETTERS = re.compile(r"^[A-Za-z]{2,}$")
 
 
@@ -150,10 +151,12 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
                 item[0],
             ),
         )
-        return " ".join(
+        printed = [
             self._bracketed(factor, first=at == 0, last=at == len(factors) - 1)
             for at, (_, factor) in enumerate(factors)
-        )
+        ]
+        # Two words side by side would read as one: RQ times SQ is no RQSQ.
+        return _BETWEEN_WORDS.sub(r"\1 \\cdot ", " ".join(printed))
 
     def _bracketed(self, expr: Any, *, first: bool, last: bool) -> str:
         tex = self._print(expr)
@@ -201,5 +204,7 @@ def latex(
     >>> n = sp.IndexedBase("n")
     >>> print(latex(sp.Eq(sp.Symbol("PA"), sp.Sum(n[i, j], (j, 0, k), (i, 0, k)))))
     \mathrm{PA} = \sum_{i=0}^{k} \sum_{j=0}^{k} n_{ij}
+    >>> print(latex(sp.Symbol("RQ") * sp.Symbol("SQ")))  # two words are not read as one
+    \mathrm{RQ} \cdot \mathrm{SQ}
     """
     return str(NotationPrinter({"symbol_names": dict(names or {})}, order).doprint(expression))

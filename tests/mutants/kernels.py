@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,13 @@ def _judge(slug: str, chosen: list[Mutant], at_once: int, say: Any) -> list[tupl
     files = [str(path) for path in sorted((ROOT / "tests/cuda").glob(f"test_{slug}*.py"))]
     found: list[tuple[Mutant, str]] = []
     say("the kernels' tests as they are")
+    start = time.monotonic()
     if processes.call(lambda: _silent_tests(files)):
         raise RuntimeError(f"{slug}: the kernels' tests fail as they are")
+    # A mutant that survives runs all of them; only one that takes far longer hangs.
+    limit = 60 + 4 * (time.monotonic() - start)
     with tempfile.TemporaryDirectory() as folder:
-        jobs = (Job(m, lambda m=m: _try(m, files, Path(folder)), 300) for m in chosen)
+        jobs = (Job(m, lambda m=m: _try(m, files, Path(folder)), limit) for m in chosen)
         for mutant, word in processes.outcomes(jobs, at_once=at_once):
             found.append((mutant, word))
             if len(found) % 10 == 0:

@@ -115,6 +115,7 @@ def kernels(
         "there": there,
         "mutants": len(outcomes),
         "killed": sum(word != "survived" for _, word in outcomes),
+        "timeouts": sum(word == "timeout" for _, word in outcomes),
         "survived": survived,
         "equivalent": equivalent,
         "origin": origin,

@@ -87,6 +87,19 @@ def no_typed_equation_in_cells(notebook: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def inline_math_stays_whole(notebook: Mapping[str, Any]) -> list[str]:
+    """No formula in a sentence is broken before a sign that Markdown takes for a list."""
+    complaints = []
+    for number, cell in cells(notebook, "markdown"):
+        for paragraph in re.split(r"\n\s*\n", _CODE.sub("", text(cell["source"]))):
+            lines, dollars = paragraph.splitlines(), 0
+            for line in lines:
+                if dollars % 2 and re.match(r"\s*(?:[-+*]|\d+[.)])\s", line):
+                    complaints.append(f"cell {number}: a formula is broken before {line[:20]!r}")
+                dollars += len(re.findall(r"(?<!\\)\$", line))
+    return complaints
+
+
 def equations_come_from_the_ledger(notebook: Mapping[str, Any]) -> list[str]:
     """An output that displays an equation is a ledger entry, with its own LaTeX."""
     complaints = []
@@ -178,6 +191,7 @@ RULES = (
     executed_in_order,
     no_errors,
     no_typed_equation_in_cells,
+    inline_math_stays_whole,
     equations_come_from_the_ledger,
     cells_are_short,
     prints_fit_the_page,

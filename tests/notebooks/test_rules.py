@@ -164,6 +164,14 @@ def test_prints_must_fit_the_page():
     ]
 
 
+def test_a_formula_is_not_broken_where_a_list_would_begin():
+    broken = words("because $x_1\n- x_0$ is how $x_t$ changes")
+    (complaint,) = rules.inline_math_stays_whole(book(broken))
+    assert complaint == "cell 1: a formula is broken before '- x_0$ is how $x_t$ '"
+    for whole in ("$x_1 - x_0$\n- a list", "$a\n+b$ and", "so $x_1\n= 2$", "`$`\n- a list"):
+        assert not rules.inline_math_stays_whole(book(words(whole)))
+
+
 def test_figures_need_name_caption_and_alt():
     said = {"figure": {"name": "f", "caption": "c"}, "image": {"alt": "a"}}
     good = code(data={"image/svg+xml": "<svg/>"}, mystnb=said)
