@@ -14,10 +14,16 @@ def finite_values(fmt):
     return torch.unique(values[values.isfinite()])
 
 
+def last_spacing(fmt):
+    """Return the spacing at the largest number; where that is a power of two, it is less below."""
+    largest = float(finite_values(fmt)[-1])
+    return 2.0 ** (math.frexp(largest)[1] - 1 - fmt.mantissa_bits)
+
+
 def ties_and_neighbours(fmt, dtype):
     """Every value, every midpoint of neighbours, and what lies right beside them in `dtype`."""
     values = finite_values(fmt)
-    step = values[-1] - values[-2]
+    step = last_spacing(fmt)
     # One more value on either side: where numbers overflow, there is a midpoint too.
     values = torch.cat([values[:1] - step, values, values[-1:] + step])
     points = torch.cat([values, (values[:-1] + values[1:]) / 2]).to(dtype)
@@ -36,7 +42,7 @@ def by_definition(x, fmt, rounding, uniform=None):
     sign = -1 if math.copysign(1.0, x) < 0 else 1
     size = abs(exact)
     values = [Fraction(v) for v in finite_values(fmt).tolist() if v >= 0]
-    step = values[-1] - values[-2]
+    step = Fraction(last_spacing(fmt))
     values.append(values[-1] + step)
     if size >= values[-1]:
         low, high, over = values[-2], values[-1], True

@@ -214,6 +214,15 @@ def test_any_format_is_rounded_by_the_definition(data):
     assert same(got.double(), [wanted]) or (math.isnan(wanted) and got.isnan())
 
 
+def test_a_format_whose_largest_number_is_a_power_of_two_ends_half_a_spacing_above_it():
+    fmt = FloatFormat(
+        "E2M1, no infinity", 2, 1, 2, False, True
+    )  # 1.5 and 2, then NaN in place of 3
+    for x, wanted in ((2.375, 2.0), (2.5, 2.0), (2.625, math.nan)):
+        assert by_definition(x, fmt, "nearest_even") == wanted or math.isnan(wanted)
+        assert same(quantize(torch.tensor([x]), fmt).double(), [wanted])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 23), st.integers(0, 30), st.booleans(), st.integers(0, 99))
 def test_the_fast_ways_are_the_slow_one(w, m, shift, saturate, seed):

@@ -13,17 +13,24 @@ from tests.mutants.notebook import ROOT
 
 CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "chapters").glob("*.ipynb"))
 KILLED, BY_CHAPTER, KERNELS = 0.95, 0.80, 0.95
+#: Parts that are not recorded yet, or whose goal is missed: the page shows them as they are. The list
+#: may only shrink; a part that stands here and meets its goal fails a test.
+OPEN: dict[str, tuple[str, ...]] = {}
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
-def test_the_record_is_of_todays_code(slug):
-    parts = " ".join(record.outdated(slug))
-    assert not parts, f"run: python -m tests.mutants {slug} --store --parts {parts}"
+def missed(slug: str, part: str) -> str:
+    """Return why a part of a chapter's record does not meet its goal; empty where it does."""
+    found = record.load(slug)
+    if part in record.outdated(slug):
+        return f"run: python -m tests.mutants {slug} --store --parts {part}"
+    try:
+        GOALS[part](found[part])
+    except AssertionError as error:
+        return str(error) or "the goal is missed"
+    return ""
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
-def test_mistakes_in_the_code_are_noticed(slug):
-    code = record.load(slug)["code"]
+def code_goal(code):
     killed = code["by_chapter"] + code["by_tests_only"]
     counted = killed + len(code["survived"])
     assert counted + len(code["equivalent"]) == code["mutants"]
@@ -32,27 +39,34 @@ def test_mistakes_in_the_code_are_noticed(slug):
     assert code["by_chapter"] >= BY_CHAPTER * counted
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
-def test_mistakes_in_the_kernels_are_noticed(slug):
-    kernels = record.load(slug)["kernels"]
+def kernel_goal(kernels):
     assert kernels["mutants"] >= min(kernels["there"], 30)
     assert kernels["killed"] >= KERNELS * (kernels["killed"] + len(kernels["survived"]))
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
-@pytest.mark.parametrize("part", ["formulas", "vacuity"])
-def test_no_wrong_statement_is_accepted(slug, part):
-    found = record.load(slug)[part]
+def statement_goal(found):
     assert found["accepted"] == []
     assert found["attempts"] > len(found["entries"]) > 0
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
-def test_exercises_judge_rightly(slug):
-    found = record.load(slug)["exercises"]
+def exercise_goal(found):
     assert found["exercises"] == found["solved"] >= 6
     assert found["wrong"] == found["refused"] >= 2 * found["exercises"]
     assert found["empty_refused"] == 2 * found["exercises"]
+
+
+GOALS = {"code": code_goal, "kernels": kernel_goal, "formulas": statement_goal,
+         "vacuity": statement_goal, "exercises": exercise_goal}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", record.PARTS)
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_mistakes_are_noticed_in_todays_code(slug, part):
+    said = missed(slug, part)
+    if part in OPEN.get(slug, ()):
+        assert said, f"{slug}: {part} meets its goal now; take it off the list of what is open"
+    else:
+        assert not said
 
 
 @pytest.mark.parametrize("slug", CHAPTERS)
