@@ -304,5 +304,7 @@ def test_same_padding_needs_stride_one(form):
 def test_one_dimension_names_its_own_shapes(form):
     with pytest.raises(ValueError, match=r"x must have shape \(batch, in_channels, length\)"):
         form(X, W)
+    with pytest.raises(ValueError, match=r"weight must have shape \(out_channels, .* groups, k\)"):
+        form(X[:, :, 0], W)
     with pytest.raises(TypeError, match="padding must be an int or 2 ints"):
         form(X[:, :, 0], W[:, :, 0], padding=(1, 2, 3))
