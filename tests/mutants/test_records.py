@@ -18,8 +18,7 @@ KILLED, BY_CHAPTER, KERNELS = 0.95, 0.80, 0.95
 OPEN: dict[str, tuple[str, ...]] = {
     "coupling_flows": ("code", "formulas"),
     "flash_attention": ("code", "kernels"),
-    "mixed_precision": ("code",),
-    "speculative_decoding": ("code", "kernels", "formulas", "vacuity"),
+    "speculative_decoding": ("kernels", "formulas", "vacuity"),
 }
 
 
