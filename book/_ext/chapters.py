@@ -116,6 +116,16 @@ CHAPTERS = (
 TITLES = {chapter.slug: chapter.title for chapter in CHAPTERS}
 
 
+def slug_of(docname: str) -> str:
+    """Return the slug of a chapter's document."""
+    return docname.rsplit("/", 1)[-1]
+
+
+def title_of(docname: str) -> str:
+    """Return the title of a chapter's document; of another one its slug."""
+    return TITLES.get(slug_of(docname), slug_of(docname))
+
+
 class ChapterTable(SphinxDirective):
     """`{chapter-table}`: part, title, and what each chapter derives."""
 

@@ -17,7 +17,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from book._ext.chapters import CHAPTERS, TITLES
+from book._ext.chapters import CHAPTERS, TITLES, slug_of
 from book._ext.markup import (
     document_link,
     equation_link,
@@ -99,7 +99,7 @@ def _on_source(app: Sphinx, docname: str, content: list[str]) -> None:
     if not str(app.env.doc2path(docname)).endswith(".ipynb"):
         return
     stored = read_text(content[0])
-    slug = docname.rsplit("/", 1)[-1]
+    slug = slug_of(docname)
     for problem in stored.problems:
         logger.warning("a broken ledger record: %s", problem, location=docname)
     for cell in stored.latex_cells:

@@ -6,11 +6,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from book._ext.chapters import CHAPTERS, TITLES
+from book._ext.chapters import title_of
 from book._ext.ledger_pages import LedgerDirective
 from book._ext.records import Exhibit, Stored
-
-_ORDER = {chapter.docname: place for place, chapter in enumerate(CHAPTERS)}
 
 
 class MuseumPage(LedgerDirective):
@@ -28,10 +26,9 @@ def markdown(stored: dict[str, Stored]) -> str:
     projects = sorted({exhibit.project for exhibit in every}, key=str.lower)
     count = f"{len(every)} bug{'s' * (len(every) > 1)}"
     parts = [f"{count}, from {', '.join(projects)}."] if every else []
-    for docname in sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))):
-        slug = docname.rsplit("/", 1)[-1]
-        parts += [f"## {TITLES.get(slug, slug)}"]
-        parts += [_one(exhibit, docname) for exhibit in stored[docname].exhibits]
+    for docname, each in stored.items():  # in the book's order
+        parts += [f"## {title_of(docname)}"]
+        parts += [_one(exhibit, docname) for exhibit in each.exhibits]
     return "\n\n".join(parts)
 
 

@@ -84,12 +84,17 @@ def load(slug: str, folder: Path = FOLDER) -> Trials | None:
     if not path.is_file():
         return None
     parts = json.loads(path.read_text(encoding="utf-8"))
-    stale = [
-        words
-        for part, (words, home) in PARTS.items()
-        if part in parts and parts[part]["origin"]["code"] != _today(home, slug)
-    ]
+    stale = [PARTS[part][0] for part in outdated(slug, parts) if part in parts]
     return Trials(slug, parts, tuple(stale))
+
+
+def outdated(slug: str, parts: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the parts of a chapter's record that are missing, or of other code than today's."""
+    return [
+        part
+        for part, (_, home) in PARTS.items()
+        if parts.get(part, {}).get("origin", {}).get("code") != _today(home, slug)
+    ]
 
 
 @lru_cache(maxsize=128)

@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 from book._ext import trials
-from book._ext.chapters import TITLES
+from book._ext.chapters import slug_of, title_of
 from book._ext.ledger_pages import LedgerDirective
 from book._ext.markup import (
     Cell,
@@ -30,20 +30,16 @@ from book._ext.records import CLASSES, Record, Stored
 from book._ext.trials import Trials
 
 
-def _slug(docname: str) -> str:
-    return docname.rsplit("/", 1)[-1]
-
-
 class TrustSummary(LedgerDirective):
     """`{trust-summary}`: three tables with a line for each chapter and one for all of them."""
 
     def run(self) -> list[nodes.Node]:
         """Return the tables, each under a sentence that says what it counts."""
         stored = {name: each for name, each in self.notebooks().items() if each.records}
-        found = {name: trials.load(_slug(name)) for name in stored}
+        found = {name: trials.load(slug_of(name)) for name in stored}
         made: list[nodes.Node] = []
         for title, words, head, counts in _TABLES:
-            numbers = {name: counts(_slug(name), stored[name], found[name]) for name in stored}
+            numbers = {name: counts(slug_of(name), stored[name], found[name]) for name in stored}
             section = nodes.section(ids=[nodes.make_id(title)])
             section += [nodes.title("", title), *self.parse_text_to_nodes(words)]
             section += plain_table(
@@ -55,7 +51,7 @@ class TrustSummary(LedgerDirective):
     def _rows(self, numbers: dict[str, list[Count]], width: int) -> list[list[Cell]]:
         rows: list[list[Cell]] = []
         for name, counts in numbers.items():
-            link = document_link(name, TITLES.get(_slug(name), _slug(name)), self.env.docname)
+            link = document_link(name, title_of(name), self.env.docname)
             rows.append([[link], *([nodes.Text(str(count))] for count in counts)])
         total = [sum((counts[i] for counts in numbers.values()), Count()) for i in range(width)]
         whole: list[Cell] = [[nodes.strong("", "All")]]
@@ -202,8 +198,7 @@ class LedgerTable(LedgerDirective):
         return [self._section(name, each.records) for name, each in stored.items()]
 
     def _section(self, docname: str, records: tuple[Record, ...]) -> nodes.Node:
-        slug = docname.rsplit("/", 1)[-1]
-        title = TITLES.get(slug, slug)
+        slug, title = slug_of(docname), title_of(docname)
         section = nodes.section(ids=[f"checked-{nodes.make_id(slug)}"])
         section += nodes.title("", title)
         link = nodes.paragraph("", "Open the chapter: ")

@@ -1,4 +1,9 @@
-"""The recorded results of a chapter's mutants, and whether its code is still what they are of."""
+"""The recorded results of a chapter's mutants, and whether its code is still what they are of.
+
+What no check can refuse, because it computes or says the same, is listed by hand in
+`equivalent/<slug>.toml`: `[[code]]` with `file`, `before`, `after` and `reason`, where the changed line
+stands as the record prints it; `[[formulas]]` with `entry`, `change` and `reason`.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +15,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from book.recordings.origin import chapter_files, fingerprint, made_by
+from book._ext import trials
+from book._ext.trials import FOLDER, PARTS
+from book.recordings.origin import chapter_files, made_by
 from tests.mutants.code import Verdicts
 from tests.mutants.entries import Attempt
 from tests.mutants.mutations import Mutant
-from tests.mutants.notebook import ROOT
 
-FOLDER = ROOT / "book" / "recordings" / "mutants"
-EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-#: For each part of a record, the folder whose code it is of.
-OF = {
-    "code": "pkg/algos",
-    "kernels": "pkg/cuda",
-    "formulas": "pkg/algos",
-    "vacuity": "pkg/algos",
-    "exercises": "pkg/exercises",
-}
-PARTS = tuple(OF)
+EQUIVALENT = Path(__file__).with_name("equivalent")
 
 
 # ------------------------------------------------------------------ what no check can refuse
 
 
 def _listed(slug: str, part: str) -> list[dict[str, str]]:
-    every = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
-    return every.get(slug, {}).get(part, [])
+    path = EQUIVALENT / f"{slug}.toml"
+    every = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return every.get(part, [])
 
 
 def equivalent_mutants(slug: str) -> dict[tuple[str, str, str], str]:
@@ -205,13 +202,7 @@ def store(slug: str, found: dict[str, Any]) -> Path:
 
 def outdated(slug: str) -> list[str]:
     """Return the parts of a chapter's record that are missing, or of other code than today's."""
-    found = load(slug)
-    return [
-        part
-        for part in PARTS
-        if found.get(part, {}).get("origin", {}).get("code")
-        != fingerprint(chapter_files(OF[part], slug))
-    ]
+    return trials.outdated(slug, load(slug))
 
 
 def _cores() -> str:
