@@ -17,15 +17,21 @@ class MuseumPage(LedgerDirective):
     def run(self) -> list[nodes.Node]:
         """Return the page's text, parsed as Markdown, so that stories may hold formulas and code."""
         stored = {name: each for name, each in self.notebooks().items() if each.exhibits}
-        return self.parse_text_to_nodes(markdown(stored), allow_section_headings=True)
+        # What stands before the first heading is parsed by itself: MyST would lose it.
+        head = self.parse_text_to_nodes(count(stored))
+        return head + self.parse_text_to_nodes(sections(stored), allow_section_headings=True)
 
 
-def markdown(stored: dict[str, Stored]) -> str:
-    """Return the museum as Markdown; each chapter's docname stands before what it stored."""
+def count(stored: dict[str, Stored]) -> str:
+    """Return how many bugs there are, and whose."""
     every = [exhibit for each in stored.values() for exhibit in each.exhibits]
     projects = sorted({exhibit.project for exhibit in every}, key=str.lower)
-    count = f"{len(every)} bug{'s' * (len(every) > 1)}"
-    parts = [f"{count}, from {', '.join(projects)}."] if every else []
+    return f"{len(every)} bug{'s' * (len(every) > 1)}, from {', '.join(projects)}."
+
+
+def sections(stored: dict[str, Stored]) -> str:
+    """Return the museum as Markdown; each chapter's docname stands before what it stored."""
+    parts = []
     for docname, each in stored.items():  # in the book's order
         parts += [f"## {title_of(docname)}"]
         parts += [_one(exhibit, docname) for exhibit in each.exhibits]

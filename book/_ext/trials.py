@@ -66,16 +66,16 @@ class Trials:
         return found
 
     def of_entry(self, name: str) -> tuple[int, int] | None:
-        """Return (attempts, refused) of all wrong statements and spoilt code for one entry."""
-        counts = [
-            self.parts[part].get("entries", {}).get(name)
-            for part in ("formulas", "vacuity")
-            if part in self.parts
-        ]
-        there = [count for count in counts if count]
-        if not there:
+        """Return (mistakes, refused) of all wrong statements and spoilt code for one entry.
+
+        A change that says the same, or an inequality that holds too, is no mistake.
+        """
+        kept = [self.parts[part] for part in ("formulas", "vacuity") if part in self.parts]
+        if not any(name in part.get("entries", {}) for part in kept):
             return None
-        return sum(c["attempts"] for c in there), sum(c["refused"] for c in there)
+        refused = sum(part.get("entries", {}).get(name, {}).get("refused", 0) for part in kept)
+        accepted = sum(line.startswith(f"{name}: ") for part in kept for line in part["accepted"])
+        return refused + accepted, refused
 
 
 def load(slug: str, folder: Path = FOLDER) -> Trials | None:

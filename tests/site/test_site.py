@@ -266,6 +266,7 @@ def test_the_museum_shows_every_chapters_bugs(site):
     assert len({section.h2.get_text() for section in chapters if section.h2}) == len(CHAPTERS)
     bugs = [section for section in soup.select("section") if section.h3 and not section.h2]
     assert len(bugs) >= 2 * len(CHAPTERS)
+    assert f"{len(bugs)} bugs, from " in soup.article.get_text()
     for bug in bugs:
         assert bug.select_one("a[href^='https://']"), bug.h3.get_text()
         assert "equation-" in str(bug.select("a"))
