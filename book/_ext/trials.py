@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from book._ext import records
 from book.recordings.origin import chapter_files, fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,8 @@ PARTS = {
     "vacuity": ("spoilt code", "pkg/algos"),
     "exercises": ("exercises", "pkg/exercises"),
 }
+#: The parts that are also of a chapter's equations.
+OF_STATEMENTS = ("formulas", "vacuity")
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,28 @@ def load(slug: str, folder: Path = FOLDER) -> Trials | None:
 
 
 def outdated(slug: str, parts: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the parts of a chapter's record that are missing, or of other code than today's."""
-    return [
-        part
-        for part, (_, home) in PARTS.items()
-        if parts.get(part, {}).get("origin", {}).get("code") != _today(home, slug)
-    ]
+    """Return the parts that are missing, or of other code or other equations than today's."""
+    found = []
+    for part, (_, home) in PARTS.items():
+        origin = parts.get(part, {}).get("origin", {})
+        same = origin.get("code") == _today(home, slug)
+        if part in OF_STATEMENTS:
+            same = same and origin.get("statements") == statements(slug)
+        if not same:
+            found.append(part)
+    return found
+
+
+def statements(slug: str, chapters: Path = ROOT / "book" / "chapters") -> str:
+    """Return a hash of what a chapter states and of how it was shown; empty where it states nothing.
+
+    Two notebooks have the same one when their entries have the same ids, equations, and evidence,
+    whatever the text around them.
+    """
+    path = chapters / f"{slug}.ipynb"
+    stored = records.read_file(path).records if path.is_file() else ()
+    stated = sorted((record.id, record.latex, record.evidence) for record in stored)
+    return hashlib.sha256(json.dumps(stated).encode()).hexdigest() if stated else ""
 
 
 @lru_cache(maxsize=128)

@@ -243,8 +243,9 @@ def chapter_report(slug: str) -> list[nodes.Node]:
         warning = nodes.warning()
         warning += nodes.paragraph(
             "",
-            f"The code has changed since these were recorded: {', '.join(found.stale)}. "
-            f"The numbers are of the older code; python -m tests.mutants {slug} --store renews them.",
+            "The code or the equations have changed since these were recorded: "
+            f"{', '.join(found.stale)}. The numbers are of the older ones; "
+            f"python -m tests.mutants {slug} --store renews them.",
         )
         made.append(warning)
     made += _listing(

@@ -29,8 +29,12 @@ def main() -> int:
     parser.add_argument("slugs", nargs="+")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--most", type=int, default=0, help="at most so many code mutants")
-    parser.add_argument("--kernels", type=int, default=60, help="at most so many kernel mutants")
+    parser.add_argument(
+        "--most", type=int, default=100, help="so many code mutants, evenly spread; 0 tries all"
+    )
+    parser.add_argument(
+        "--kernels", type=int, default=30, help="so many kernel mutants, evenly spread; 0 tries all"
+    )
     parser.add_argument("--shift", type=int, default=0, help="choose others of them")
     parser.add_argument(
         "--again", action="store_true", help="try only those that the record names as alive"
@@ -58,11 +62,15 @@ def main() -> int:
         if "kernels" in options.parts:
             there = kernel_mutants(slug)
             chosen = every(there, options.kernels, options.shift)
+            if options.again:
+                chosen = record.alive(slug, there, "kernels")
             origin = record.kernel_origin(slug)
-            outcomes = judge_kernels(slug, chosen, options.jobs, say)
+            outcomes = judge_kernels(slug, chosen, options.jobs, say) if chosen else []
             found["kernels"] = record.kernels(slug, len(there), outcomes, origin)
+            if options.again:
+                found["kernels"] = record.together(record.load(slug)["kernels"], found["kernels"])
         if "entries" in options.parts:
-            origin = record.code_origin(slug)
+            origin = record.statement_origin(slug)
             attempts = attack(slug, say)
             found["formulas"] = record.attempts(slug, attempts, "formula", origin)
             found["vacuity"] = record.attempts(slug, attempts, "vacuity", origin)

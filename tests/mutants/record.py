@@ -52,6 +52,11 @@ def code_origin(slug: str) -> dict[str, Any]:
     return made_by(chapter_files("pkg/algos", slug), _cores())
 
 
+def statement_origin(slug: str) -> dict[str, Any]:
+    """Return the origin of a record of the equations; to be asked for before the run."""
+    return code_origin(slug) | {"statements": trials.statements(slug)}
+
+
 def kernel_origin(slug: str) -> dict[str, Any]:
     """Return the origin of a record of the kernels; to be asked for before the run."""
     return made_by(chapter_files("pkg/cuda", slug), _cores())
@@ -76,17 +81,17 @@ def code(
     }
 
 
-def alive(slug: str, there: Sequence[Mutant]) -> list[Mutant]:
-    """Return the mutants that a chapter's record names as alive.
+def alive(slug: str, there: Sequence[Mutant], part: str = "code") -> list[Mutant]:
+    """Return the mutants that a chapter's record names as alive, of its `code` or its `kernels`.
 
     Raises
     ------
     LookupError
         If the record is of other code than today's: then nothing in it can be kept.
     """
-    if "code" in outdated(slug):
+    if part in outdated(slug):
         raise LookupError(f"the record of {slug} is of other code; try all its mutants anew")
-    named = load(slug)["code"]["survived"]
+    named = load(slug)[part]["survived"]
     found = [mutant for mutant in there if mutant.name in named]
     if len({mutant.name for mutant in found}) != len(set(named)):
         raise LookupError(f"{slug}: not every mutant that was alive is there")
@@ -96,10 +101,12 @@ def alive(slug: str, there: Sequence[Mutant]) -> list[Mutant]:
 def together(before: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     """Return a record whose survivors were tried once more, after checks were strengthened."""
     whole = {**before, "survived": again["survived"], "origin": again["origin"]}
-    for count in ("by_chapter", "by_tests_only", "timeouts"):
-        whole[count] = before[count] + again[count]
+    for count in ("by_chapter", "by_tests_only", "killed", "timeouts"):
+        if count in before:
+            whole[count] = before[count] + again[count]
     for names in ("equivalent", "only_tests"):
-        whole[names] = [*before[names], *again[names]]
+        if names in before:
+            whole[names] = [*before[names], *again[names]]
     return whole
 
 
@@ -201,7 +208,7 @@ def store(slug: str, found: dict[str, Any]) -> Path:
 
 
 def outdated(slug: str) -> list[str]:
-    """Return the parts of a chapter's record that are missing, or of other code than today's."""
+    """Return the parts that are missing, or of other code or other equations than today's."""
     return trials.outdated(slug, load(slug))
 
 

@@ -18,7 +18,7 @@ KILLED, BY_CHAPTER, KERNELS = 0.95, 0.80, 0.95
 OPEN: dict[str, tuple[str, ...]] = {
     "coupling_flows": ("code", "formulas"),
     "flash_attention": ("kernels",),
-    "speculative_decoding": ("kernels", "formulas", "vacuity"),
+    "speculative_decoding": ("kernels",),
 }
 
 
@@ -105,6 +105,34 @@ def test_other_code_makes_a_record_outdated(folder):
     assert "exercises" in record.outdated("mixed_precision")
 
 
+def test_another_equation_makes_a_record_of_statements_outdated(folder, monkeypatch):
+    origin = record.statement_origin("mixed_precision")
+    assert origin["statements"]
+    record.store("mixed_precision", {"formulas": {"origin": origin}})
+    assert "formulas" not in record.outdated("mixed_precision")
+    monkeypatch.setattr(record.trials, "statements", lambda slug: "of another day")
+    assert "formulas" in record.outdated("mixed_precision")
+
+
+def test_what_is_hashed_is_what_is_stated_and_how_it_was_shown(tmp_path):
+    path = ROOT / "book" / "chapters" / "mixed_precision.ipynb"
+    text = path.read_text(encoding="utf-8")
+    today = record.trials.statements("mixed_precision")
+
+    def of(changed: str) -> str:
+        (tmp_path / "other.ipynb").write_text(changed, encoding="utf-8")
+        return record.trials.statements("other", tmp_path)
+
+    notebook = json.loads(text)
+    prose = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    prose["source"] = ["Other words."]
+    assert of(json.dumps(notebook)) == today
+    stored = [r for r in record.trials.records.read_text(text).records if r.classes == ("checked",)]
+    assert of(text.replace(json.dumps(stored[0].evidence), '"All is well."')) not in (today, "")
+    assert of(json.dumps({**notebook, "cells": []})) == ""
+    assert record.trials.statements("no_such_chapter") == ""
+
+
 def test_survivors_can_be_tried_again(folder):
     there = all_mutants("mixed_precision")
     one, two = there[5], there[99]
@@ -119,6 +147,10 @@ def test_survivors_can_be_tried_again(folder):
     whole = record.together(before, again)
     assert (whole["by_chapter"], whole["by_tests_only"], whole["mutants"]) == (6, 2, 9)
     assert whole["survived"] == [two.name]
+    kernels = {"mutants": 3, "killed": 1, "timeouts": 0, "survived": ["a", "b"], "equivalent": [],
+               "origin": {}}  # fmt: skip
+    whole = record.together(kernels, kernels | {"mutants": 2, "survived": []})
+    assert (whole["mutants"], whole["killed"], whole["survived"]) == (3, 2, [])
     record.store("mixed_precision", {"code": before | {"origin": {"code": "of another day"}}})
     with pytest.raises(LookupError, match="other code"):
         record.alive("mixed_precision", there)
