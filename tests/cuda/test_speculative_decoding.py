@@ -54,6 +54,36 @@ def test_a_chain_from_logits(name, whole):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "greedy"])
+def test_the_number_at_which_a_token_is_refused(name, whole):
+    """Just below it the token is kept, just above it refused: the weights are right to 1 in 10,000.
+
+    Drawn numbers seldom fall where a wrong weight would show. The second token is always refused, so
+    that in a block the first test decides.
+    """
+    options = OPTIONS[name]
+    vocab = 120 if name in FILTERED else 2 * 4096 + 77  # three blocks of the vocabulary
+    gamma = 2 if whole else 1
+    _, q, p, *_ = chain(1, gamma, vocab, options, seed=13)
+    laws, drafts = sampling_distribution(p, **options)[:, :-1], sampling_distribution(q, **options)
+    tokens = (laws / drafts - 0.8).abs().nan_to_num(1.0).argmin(-1)  # four times in five, by itself
+    lengths, last = torch.tensor([gamma]), 1 - 2.0**-53
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        u = torch.tensor([[middle, last, 0.5][: gamma + 1]], dtype=torch.float64)
+        kept = reference_chain(tokens, q, p, u, lengths, options, whole).num_accepted
+        low, high = (middle, high) if kept else (low, middle)
+    assert 0.01 < low < 0.99
+    sides = [[low * side, last, 0.5][: gamma + 1] for side in (0.9999, 1.0001)]
+    u = torch.tensor(sides, dtype=torch.float64)
+    case = (x.expand(2, *x.shape[1:]) for x in (tokens, q, p))
+    tokens, q, p = (x.contiguous() for x in case)
+    accepted = check_chain((tokens, q, p, u, lengths.expand(2)), options, whole=whole)
+    assert accepted.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token", "block"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits(dtype, whole):
     options = {"temperature": 0.7}
