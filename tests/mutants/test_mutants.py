@@ -134,6 +134,25 @@ def test_the_tests_see_a_mutant_of_a_file_whose_doctests_they_run(tmp_path, monk
     assert processes.call(lambda: code._imported_tests("", found[0])) == KILLED
 
 
+def test_tests_that_compile_are_noted(tmp_path):
+    """A compiler reads a function and nothing executes it, so that no line of it looks covered."""
+    check = tmp_path / "test_compiled.py"
+    check.write_text(
+        "import torch\n\n\ndef test_one():\n    f = torch.compile(torch.sin, backend='eager')\n"
+        "    assert f(torch.zeros(1)) == 0\n\n\ndef test_two():\n    assert torch.zeros(1) == 0\n"
+    )
+
+    def work():
+        watching = code._Watching()
+        with watching.noting_compilers(), code.silence():
+            status = code.run_tests("-p", "no:cacheprovider", str(check), plugin=watching)
+        return status, watching.compiling
+
+    status, compiling = processes.call(work)
+    assert status == 0
+    assert [name.split("::")[1] for name in compiling] == ["test_one"]
+
+
 def test_lines_that_run_in_a_process_of_their_own_are_measured(module, monkeypatch):
     _, _, root = module
     monkeypatch.setattr(code, "sources", lambda slug: [root / "sample.py"])
