@@ -106,6 +106,9 @@ REFUSED = {
         "singular: rank 2 of 3"),
     "a weight of NaN": (
         lambda: Invertible1x1Conv.from_weight(SINGULAR * math.nan), ValueError, "finite"),
+    "a weight with one infinity": (
+        lambda: Invertible1x1Conv.from_weight(torch.tensor([[1.0, 2.0], [math.inf, 1.0]])),
+        ValueError, "must be finite"),
     "a weight that is not square": (
         lambda: Invertible1x1Conv.from_weight(torch.ones(2, 3)), ValueError, r"shape \(C, C\)"),
     "no permutation": (lambda: Permutation([0, 2]), ValueError, "each of 0..C-1 once"),

@@ -283,6 +283,11 @@ def test_a_given_weight_is_the_matrix_that_is_applied(channels, decomposed):
     assert torch.allclose(log_det, 6 * torch.linalg.slogdet(weight).logabsdet.expand(2))
 
 
+def test_a_given_weight_is_decomposed_unless_told_otherwise():
+    names = {name for name, _ in Invertible1x1Conv.from_weight(torch.eye(3)).named_parameters()}
+    assert names == {"log_s", "lower", "upper"}
+
+
 def test_a_new_1x1_convolution_is_a_rotation():
     weight = Invertible1x1Conv(6, generator=torch.Generator().manual_seed(0)).weight()
     assert torch.allclose(weight @ weight.mT, torch.eye(6), atol=1e-6)  # float32

@@ -84,3 +84,14 @@ def test_maps_that_hold_few_of_the_classes(low):
         prediction = torch.randint(low, p_high, (96,), generator=generator)
         agree(target, prediction, 5, None)
         agree(prediction, target, 5, low)
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 9), (5, 9), (100, 104), (-9, -4), (-4, 0)])
+def test_maps_whose_labels_are_many_and_all_outside(low, high):
+    """The part of the table that is inside would begin after its end."""
+    generator = torch.Generator().manual_seed(0)
+    outside = torch.randint(low, high, (96,), generator=generator)
+    inside = torch.randint(0, 3, (96,), generator=generator)
+    for t, p in ((outside, inside), (inside, outside), (outside, outside.flip(0))):
+        agree(t, p, 3, None)
+        agree(t, p, 3, low)

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from pkg.algos.language_model import sampling_distribution  # noqa: E402
 from pkg.algos.speculative_decoding import verify_chain, verify_tree  # noqa: E402
 from pkg.algos.speculative_decoding.draws import draw  # noqa: E402
+from tests.cuda import speculative_kernels  # noqa: E402
 from tests.cuda.speculative_cases import OPTIONS, chain, launchers, logits, tree, uniforms  # noqa: E402
 
 FILTERED = ("top_k", "top_p", "all")
@@ -178,23 +179,89 @@ def test_other_trees_and_children_that_were_not_drawn(parents):
         check_tree(case, {}, drawn=False)
 
 
-def test_a_refusal_without_residual_in_a_tree():
-    """One child, p = q but for the draft's own token, at the largest uniform."""
-    p = torch.zeros(1, 2, 5)
+def siblings(p, q, options, drawn):
+    """Three tokens below the root, and the number from which on each is refused after the others."""
+    law = sampling_distribution(p, **options)
+    draft = sampling_distribution(q, **options) if drawn else torch.ones_like(law)
+    tokens, borders = [], []
+    for _ in range(3):
+        share = law / draft
+        token = int((share - 0.6).abs().nan_to_num(1.0).argmin())
+        tokens.append(token)
+        borders.append(float(share[token]))
+        if drawn:
+            law = (law - draft).clamp_min(0)
+            draft[token] = 0
+            draft /= draft.sum()
+        else:
+            law[token] = 0
+        law /= law.sum()
+    return tokens, borders
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "copied"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "greedy"])
+def test_the_number_at_which_a_sibling_is_refused(name, drawn):
+    """What refusals leave is divided by its sum: just below the border kept, just above it refused."""
+    options, vocab = OPTIONS[name], 120 if name in FILTERED else 4096 + 77
+    _, parents, q, p, _ = tree(1, [-1, -1, -1], vocab, options, seed=17)
+    tokens, borders = siblings(p[0, 0], q[0, 0], options, drawn)
+    places = [place for place, border in enumerate(borders) if 1e-4 < border < 0.99]
+    assert places[:2] == [0, 1]
+    last = 1 - 2.0**-53
+    rows = [
+        [last] * place + [borders[place] * side] + [last] * (2 - place) + [0.5]
+        for place in places
+        for side in (0.9999, 1.0001)
+    ]
+    u = torch.tensor(rows, dtype=torch.float64)
+    p, q, parents = (x.expand(len(rows), *x.shape[1:]).contiguous() for x in (p, q, parents))
+    given = torch.tensor([tokens] * len(rows))
+    accepted = check_tree((given, parents, q, p, u), options, drawn=drawn)
+    assert accepted.tolist() == [1, 0] * len(places)
+
+
+@pytest.mark.parametrize("vocab", [5, 4096 + 40])
+def test_a_refusal_that_leaves_nothing(vocab):
+    """Where p is q only a token that neither can give is refused; then p itself is drawn from."""
+    p = logits(1, 2, vocab, seed=4)
+    p[..., 2] = -torch.inf
+    p[..., -2:] += 12  # nearly all of p is at its end, in the last block
     tokens, parents = torch.tensor([[2]]), torch.tensor([[-1]])
-    u = torch.full((1, 2), 1 - 2.0**-53, dtype=torch.float64)
-    check_tree((tokens, parents, p.clone(), p, u), {})
+    u = torch.tensor([[0.0, 0.75]], dtype=torch.float64)
+    accepted = check_tree((tokens, parents, p.clone(), p, u), {})
+    assert accepted.tolist() == [0]
+    for whole in (False, True):
+        case = tokens, p[:, :1].clone(), p, u, torch.tensor([1])
+        assert check_chain(case, {}, whole=whole).tolist() == [0]
 
 
+def test_steps_of_a_block_are_put_together_in_any_order():
+    """A GPU scans in parallel, the interpreter from the left: x to min(bound, factor x), thrice."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(3, 64, generator=generator, dtype=torch.float64) + 0.5
+    bounds = factors.clamp_max(1)
+    out = torch.empty(4, 64, dtype=torch.float64)
+    speculative_kernels.together_kernel[(1,)](factors, bounds, out, N=64)
+    x = torch.ones(64, dtype=torch.float64)
+    for factor, bound in zip(factors, bounds, strict=True):
+        x = torch.minimum(bound, factor * x)
+    for factor, bound in (out[:2], out[2:]):
+        torch.testing.assert_close(torch.minimum(bound, factor), x, rtol=1e-15, atol=0)
+        torch.testing.assert_close(factor, factors.prod(0), rtol=1e-15, atol=0)
+        torch.testing.assert_close(bound, out[1], rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("one", [1.0, 1 + 1e-9])  # at the total, or surely past it
 @pytest.mark.parametrize("drawn", [False, True], ids=["copied", "drawn"])
-def test_a_number_that_rounding_makes_1_gives_the_last_possible_token(drawn):
+def test_a_number_that_rounding_makes_1_gives_the_last_possible_token(drawn, one):
     """Sums of float64 differ in their last bit, so the goal may lie at the total or past it."""
     vocab = 4096 + 40
     p, q = logits(1, 2, vocab, seed=1), logits(1, 2, vocab, seed=2)
     p[..., 3000:] = -torch.inf  # the second block is empty, and the first one ends early
     laws, drafts = p.double().softmax(-1)[0, 0], q.double().softmax(-1)[0, 0]
     token = int((drafts - laws).argmax())  # refused by a number below 1
-    u = torch.tensor([[1 - 2.0**-53, 1.0]], dtype=torch.float64)
+    u = torch.tensor([[1 - 2.0**-53, one]], dtype=torch.float64)
     rest = (laws - drafts).clamp_min(0) if drawn else laws * (torch.arange(vocab) != token)
     wanted = int(rest.nonzero()[-1])
     tokens, full = torch.tensor([[token]]), (1.0, None, None)

@@ -164,8 +164,28 @@ class _Watching:
     def __init__(self, measured: Any = None) -> None:
         self.measured, self.seconds = measured, defaultdict(float)
         self.failed: list[str] = []
+        self.compiling: set[str] = set()
+        self._now = ""
+
+    @contextlib.contextmanager
+    def noting_compilers(self) -> Iterator[None]:
+        """Note the tests that compile: what a compiler reads of a function, nobody sees executed."""
+        import torch
+
+        original = torch.compile
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.compiling.add(self._now)
+            return original(*args, **kwargs)
+
+        torch.compile = noted
+        try:
+            yield
+        finally:
+            torch.compile = original
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._now = nodeid
         if self.measured is not None:
             self.measured.part(nodeid)
 
@@ -204,7 +224,8 @@ def _by_tests(
             killed[mutant] = word
     with _Measuring(slug) as measured, silence():
         watching = _Watching(measured)
-        status = run_tests(*test_files(slug), plugin=watching)
+        with watching.noting_compilers():
+            status = run_tests(*test_files(slug), plugin=watching)
     if status:
         raise RuntimeError(f"{slug}: the tests fail as they are: {watching.failed}")
     base = {test: Baseline(measured.lines.get(test, {}), s) for test, s in watching.seconds.items()}
@@ -214,7 +235,8 @@ def _by_tests(
 
     def jobs_of(waiting: Sequence[Mutant]) -> Iterator[Job]:
         for mutant in waiting:
-            covering = sorted((t for t in base if base[t].covers(mutant)), key=_seconds(base))
+            seen = {t for t in base if base[t].covers(mutant)} | watching.compiling
+            covering = sorted(seen, key=_seconds(base))
             if covering:
                 limit = 30 + 4 * sum(base[test].seconds for test in covering)
                 yield Job(mutant, lambda m=mutant, c=covering: _swapped_tests(m, c, living), limit)

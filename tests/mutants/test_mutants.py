@@ -86,6 +86,13 @@ def test_every_kind_of_change_and_none_of_text_or_annotations(module):
     }
 
 
+def test_arguments_that_may_stand_in_any_order_are_not_swapped(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text("def f(a, b):\n    return min(a, b) + pow(a, b) + torch.maximum(a, b)\n")
+    found = {m.after for m in mutants(path, tmp_path) if m.kind == "swapped"}
+    assert found == {"return min(a, b) + pow(b, a) + torch.maximum(a, b)"}
+
+
 def test_a_living_function_is_changed_with_its_defaults_and_its_inner_functions(module):
     sample, found, root = module
     held = sample.f  # as an operator or a notebook would hold it
@@ -132,6 +139,25 @@ def test_the_tests_see_a_mutant_of_a_file_whose_doctests_they_run(tmp_path, monk
     found = mutants(path, tmp_path)
     assert processes.call(lambda: code.run_tests(*code.test_files(""))) == 0
     assert processes.call(lambda: code._imported_tests("", found[0])) == KILLED
+
+
+def test_tests_that_compile_are_noted(tmp_path):
+    """A compiler reads a function and nothing executes it, so that no line of it looks covered."""
+    check = tmp_path / "test_compiled.py"
+    check.write_text(
+        "import torch\n\n\ndef test_one():\n    f = torch.compile(torch.sin, backend='eager')\n"
+        "    assert f(torch.zeros(1)) == 0\n\n\ndef test_two():\n    assert torch.zeros(1) == 0\n"
+    )
+
+    def work():
+        watching = code._Watching()
+        with watching.noting_compilers(), code.silence():
+            status = code.run_tests("-p", "no:cacheprovider", str(check), plugin=watching)
+        return status, watching.compiling
+
+    status, compiling = processes.call(work)
+    assert status == 0
+    assert [name.split("::")[1] for name in compiling] == ["test_one"]
 
 
 def test_lines_that_run_in_a_process_of_their_own_are_measured(module, monkeypatch):
