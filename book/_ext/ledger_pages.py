@@ -17,6 +17,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from book._ext import trials
 from book._ext.chapters import CHAPTERS, TITLES, slug_of
 from book._ext.markup import (
     document_link,
@@ -45,12 +46,16 @@ def _notebooks(env: BuildEnvironment) -> dict[str, Stored]:
 
 
 class LedgerDirective(SphinxDirective):
-    """A directive that shows entries, and is run again when a notebook changes."""
+    """A directive that shows entries, and is run again when a notebook or a record changes."""
 
     def notebooks(self) -> dict[str, Stored]:
+        """Return what each notebook of the book holds."""
         stored = _notebooks(self.env)
         for name in stored:
             self.env.note_dependency(self.env.doc2path(name))
+            record = trials.FOLDER / f"{slug_of(name)}.json"
+            if record.is_file():
+                self.env.note_dependency(str(record))
         pages: set[str] = getattr(self.env, "ledger_pages", set())
         self.env.ledger_pages = pages | {self.env.docname}  # type: ignore[attr-defined]
         return stored

@@ -34,6 +34,11 @@ _EXTREMA = {
     "maximum": "minimum", "minimum": "maximum", "any": "all", "all": "any", "ceil": "floor",
     "floor": "ceil", "logical_or": "logical_and", "logical_and": "logical_or",
 }  # fmt: skip
+#: Calls whose first two arguments may stand in either order, or of which a swap is no slip of the pen.
+_ANY_ORDER = {
+    "min", "max", "minimum", "maximum", "fmin", "fmax", "gcd", "lcm", "logaddexp", "equal", "isclose",
+    "allclose", "logical_and", "logical_or", "logical_xor", "isinstance",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ def _of_call(node: ast.Call) -> Iterator[tuple[ast.AST, str]]:
         other = copy.copy(node.func)
         setattr(other, "attr" if isinstance(other, ast.Attribute) else "id", _EXTREMA[name])
         yield _with(node, func=other), "extremum"
-    can_swap = len(plain) >= 2 and len(plain) == len(node.args) and name != "isinstance"
+    can_swap = len(plain) >= 2 and len(plain) == len(node.args) and name not in _ANY_ORDER
     if can_swap and ast.dump(plain[0]) != ast.dump(plain[1]):
         yield _with(node, args=[plain[1], plain[0], *plain[2:]]), "swapped"
 

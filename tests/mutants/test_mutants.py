@@ -86,6 +86,13 @@ def test_every_kind_of_change_and_none_of_text_or_annotations(module):
     }
 
 
+def test_arguments_that_may_stand_in_any_order_are_not_swapped(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text("def f(a, b):\n    return min(a, b) + pow(a, b) + torch.maximum(a, b)\n")
+    found = {m.after for m in mutants(path, tmp_path) if m.kind == "swapped"}
+    assert found == {"return min(a, b) + pow(b, a) + torch.maximum(a, b)"}
+
+
 def test_a_living_function_is_changed_with_its_defaults_and_its_inner_functions(module):
     sample, found, root = module
     held = sample.f  # as an operator or a notebook would hold it
