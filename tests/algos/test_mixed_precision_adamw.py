@@ -186,7 +186,9 @@ def test_a_run_that_was_stopped_goes_on_exactly(moments):
     other = adamw([again], moments, seed=9)
     other.load_state_dict(saved["optimizer"])
     other.generator.set_state(saved["generator"])
+    before = saved["optimizer"]["state"][0]["exp_avg"].clone()
     run(again, other, range(3, 6))
+    assert torch.equal(saved["optimizer"]["state"][0]["exp_avg"], before)  # a copy was taken up
     assert torch.equal(again, param)
     for name in ("exp_avg", "exp_avg_sq"):
         assert other.state[again][name].dtype == moments
