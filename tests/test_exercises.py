@@ -113,8 +113,11 @@ def test_a_set_refuses_doubles_and_too_few_wrong_answers():
         chapter.check("c", 0)
 
 
-def test_shares_are_tried_where_they_sum_to_less_than_1():
-    a, b = sp.symbols("a b")
-    equivalent(a + b, sp.Piecewise((a + b, a + b < 1), (0, True)), [a, b], shares=True)
+def test_symbols_are_given_values_that_they_can_have():
+    a, b, n = *sp.symbols("a b"), sp.Symbol("n", integer=True)
+    small = sp.Piecewise((a + b, a + b < 1), (0, True))
+    equivalent(a + b, small, [a, b], below=1 / 2)
     with pytest.raises(Rejected):
-        equivalent(a + b, sp.Piecewise((a + b, a + b < 1), (0, True)), [a, b])
+        equivalent(a + b, small, [a, b])
+    with pytest.raises(Rejected, match=r"at n = \d+ it gives"):
+        equivalent(2**n, 3**n, [n])

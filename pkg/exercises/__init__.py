@@ -156,13 +156,13 @@ def _written(answer: Any, *, inline: bool = False) -> str:
 
 
 def equivalent(
-    expected: Any, answer: Any, symbols: Sequence[Any], *, points: int = 20, shares: bool = False
+    expected: Any, answer: Any, symbols: Sequence[Any], *, points: int = 20, below: float = 1
 ) -> None:
     """Raise `Rejected` unless two SymPy expressions are equal for all values of `symbols`.
 
     Simplification may be too weak to see that they are; so it may accept, and random points of 50
-    digits between 0 and 1 decide otherwise. With `shares` they sum to less than 1, as probabilities of
-    one law do.
+    digits decide otherwise: integers from 1 to 12 for symbols that are integers, else numbers between
+    0 and `below`.
     """
     import sympy as sp
 
@@ -179,8 +179,12 @@ def equivalent(
         return
     draw = random.Random(0)
     for _ in range(points):
-        most = 999 // len(symbols) if shares else 999
-        at = {s: sp.Rational(draw.randint(1, most), 1000) for s in symbols}
+        at = {
+            s: sp.Integer(draw.randint(1, 12))
+            if s.is_integer
+            else sp.Rational(draw.randint(1, int(1000 * below) - 1), 1000)
+            for s in symbols
+        }
         here, there = (sp.N(e.subs(at), 50) for e in (given, expected))
         if not (here.is_number and here.is_finite and abs(here - there) < sp.Float(10) ** -40):
             values = ", ".join(f"{s} = {float(v):g}" for s, v in at.items())

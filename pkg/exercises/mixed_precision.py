@@ -195,7 +195,7 @@ exercises.add(
 exercises.add(
     Exercise(
         "price_of_chance", "Mean squared error: stochastic over nearest",
-        lambda answer: equivalent((1 - f) / f, answer, [f]),
+        lambda answer: equivalent((1 - f) / f, answer, [f], below=1 / 2),
         solution=(1 - f) / f,
         wrong=(
             (f * (1 - f), "that is the squared error itself"),

@@ -337,3 +337,15 @@ def test_bounds_say_what_is_wrong():
         error_bound(3.0, FP16)
     with pytest.raises(TypeError, match=r"block_size must be an int, got 2\.0"):
         error_bound(3, FP16, order="blocked", block_size=2.0)
+
+
+@pytest.mark.parametrize("rounding", ["nearest_even", "up"])
+def test_a_bound_of_kahans_sum_is_infinite_or_above_the_true_error(rounding):
+    """With hardly any bits the correction is as large as what it corrects; the bound was once below 0."""
+    for mantissa in range(5):
+        fmt = FloatFormat("few", 6, mantissa, has_infinity=False, has_nan=False)
+        bounds = [error_bound(n, fmt, order="kahan", rounding=rounding) for n in (2, 3, 10)]
+        assert all(bound > 2.0 ** -(mantissa + 1) for bound in bounds), (mantissa, bounds)
+        assert bounds == sorted(bounds)
+    assert error_bound(2, FloatFormat("few", 6, 0, has_infinity=False, has_nan=False),
+                       order="kahan", rounding=rounding) == math.inf  # fmt: skip

@@ -103,6 +103,8 @@ def _kahan(terms: int, u: float) -> float:
     if terms <= 1:
         return 0.0
     n, v = terms, 1 + u
+    if u * v**2 >= 1:  # with so few bits the correction may be as large as what it corrects
+        return math.inf
     # With Σ|xᵢ| = 1:  C <= u v² (M + 1 + C)  and  M <= 1 + L + C,
     # where L = u (1 + v²) + n (u (1 + v²) C + u² (1 + v) M) bounds the sum of all local errors.
     a = u * v**2 / (1 - u * v**2)  # C <= a (M + 1)
