@@ -111,3 +111,10 @@ def test_a_set_refuses_doubles_and_too_few_wrong_answers():
         chapter.add(Exercise("b", "B", lambda answer: None, 0, wrong[:1]))
     with pytest.raises(KeyError, match="it has a"):
         chapter.check("c", 0)
+
+
+def test_shares_are_tried_where_they_sum_to_less_than_1():
+    a, b = sp.symbols("a b")
+    equivalent(a + b, sp.Piecewise((a + b, a + b < 1), (0, True)), [a, b], shares=True)
+    with pytest.raises(Rejected):
+        equivalent(a + b, sp.Piecewise((a + b, a + b < 1), (0, True)), [a, b])

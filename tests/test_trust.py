@@ -17,7 +17,8 @@ SLUG = "mixed_precision"
 
 def origin(part):
     home = trials.PARTS[part][1]
-    return {"code": trials._today(home, SLUG), "commit": "abc1234", "date": "2026-11-24"}
+    made = {"code": trials._today(home, SLUG), "commit": "abc1234", "date": "2026-11-24"}
+    return made | {"statements": trials.statements(SLUG)} if part in trials.OF_STATEMENTS else made
 
 
 @pytest.fixture
@@ -98,11 +99,13 @@ def test_what_is_alive_or_the_same_is_named(loaded):
 
 def test_older_code_warns_and_stops_nothing(loaded, record, monkeypatch, tmp_path):
     assert loaded().stale == ()
+    stated = record["formulas"] | {"origin": origin("formulas") | {"statements": "others"}}
+    assert loaded(formulas=stated).stale == ("formulas",)
     old = loaded(code=record["code"] | {"origin": origin("code") | {"code": "of another day"}})
     assert old.stale == ("code",)
     monkeypatch.setattr(trust.trials, "load", lambda slug: old)
     report = trust.chapter_report(SLUG)
-    assert any("older code" in node.astext() for node in report if node.tagname == "warning")
+    assert any("older ones" in node.astext() for node in report if node.tagname == "warning")
     assert "abc1234" in report[0].astext()
 
 

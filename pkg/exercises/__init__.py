@@ -155,11 +155,14 @@ def _written(answer: Any, *, inline: bool = False) -> str:
     return f"`{answer!r}`"
 
 
-def equivalent(expected: Any, answer: Any, symbols: Sequence[Any], *, points: int = 20) -> None:
+def equivalent(
+    expected: Any, answer: Any, symbols: Sequence[Any], *, points: int = 20, shares: bool = False
+) -> None:
     """Raise `Rejected` unless two SymPy expressions are equal for all values of `symbols`.
 
     Simplification may be too weak to see that they are; so it may accept, and random points of 50
-    digits decide otherwise.
+    digits between 0 and 1 decide otherwise. With `shares` they sum to less than 1, as probabilities of
+    one law do.
     """
     import sympy as sp
 
@@ -176,7 +179,8 @@ def equivalent(expected: Any, answer: Any, symbols: Sequence[Any], *, points: in
         return
     draw = random.Random(0)
     for _ in range(points):
-        at = {s: sp.Rational(draw.randint(1, 999), 1000) for s in symbols}
+        most = 999 // len(symbols) if shares else 999
+        at = {s: sp.Rational(draw.randint(1, most), 1000) for s in symbols}
         here, there = (sp.N(e.subs(at), 50) for e in (given, expected))
         if not (here.is_number and here.is_finite and abs(here - there) < sp.Float(10) ** -40):
             values = ", ".join(f"{s} = {float(v):g}" for s, v in at.items())

@@ -258,7 +258,7 @@ exercises.add(
 exercises.add(
     Exercise(
         "two_children", "Two fixed children of a node, of target probabilities a and b",
-        lambda answer: equivalent(a + b, answer, [a, b]),
+        lambda answer: equivalent(a + b, answer, [a, b], shares=True),
         solution=a + (1 - a) * b / (1 - a),
         wrong=(
             (a + (1 - a) * b, "the second is tested against p, not against what the first has left"),

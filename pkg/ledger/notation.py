@@ -10,6 +10,8 @@ Differences from SymPy's own printer, and why:
   SymPy's; positive terms come before negative ones, and a number first (`1 + x`) unless it is
   added to a count (`k + 1`);
 - a sum over a plain denominator is printed as a fraction times the sum;
+- a product under a derivative has brackets, and a derivative stands last among factors: what it is of
+  ends where the brackets end, or the product;
 - `iverson` is printed as the bracket, and a `Piecewise` with values (a, 0) as bracket times a.
 """
 
@@ -31,6 +33,18 @@ def _upright(name: str) -> str:
     if _LETTERS.match(name) and translate(name) == name:
         return rf"\mathrm{{{name}}}"
     return name
+
+
+def _is_fraction(tex: str) -> bool:
+    r"""Tell whether LaTeX is one `\frac{...}{...}` and nothing after it."""
+    if not tex.startswith(r"\frac{"):
+        return False
+    depth, ends = 0, []
+    for at, letter in enumerate(tex):
+        depth += (letter == "{") - (letter == "}")
+        if letter == "}" and depth == 0:
+            ends.append(at)
+    return len(ends) == 2 and ends[1] == len(tex) - 1
 
 
 class NotationPrinter(LatexPrinter):  # type: ignore[misc]
@@ -111,6 +125,13 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
             body = rf"\left({body}\right)"
         return " ".join([*signs, body])
 
+    def _print_Derivative(self, expr: sp.Derivative) -> str:
+        tex, body = str(super()._print_Derivative(expr)), self._print(expr.expr)
+        # One fraction is a whole by itself, and so is what SymPy has put in brackets.
+        if not expr.expr.is_Mul or not tex.endswith(body) or _is_fraction(body):
+            return tex
+        return rf"{tex.removesuffix(body)}\left({body}\right)"
+
     def _print_Add(self, expr: sp.Add, order: Any = None) -> str:
         def rank(item: tuple[int, sp.Expr]) -> tuple[int, int, int]:
             position, term = item
@@ -147,6 +168,7 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
             key=lambda item: (
                 not item[1].is_number,
                 item[1].has(sp.Sum),
+                item[1].has(sp.Derivative),
                 self._place(item[1]),
                 item[0],
             ),
@@ -161,6 +183,7 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
     def _bracketed(self, expr: Any, *, first: bool, last: bool) -> str:
         tex = self._print(expr)
         needed = self._needs_mul_brackets(expr, first=first, last=last)
+        needed = needed or (isinstance(expr, sp.Derivative) and not last)
         return rf"\left({tex}\right)" if needed else str(tex)
 
     def _print_iverson(self, expr: Any, exp: Any = None) -> str:
@@ -206,5 +229,10 @@ def latex(
     \mathrm{PA} = \sum_{i=0}^{k} \sum_{j=0}^{k} n_{ij}
     >>> print(latex(sp.Symbol("RQ") * sp.Symbol("SQ")))  # two words are not read as one
     \mathrm{RQ} \cdot \mathrm{SQ}
+    >>> x, f, g = sp.Symbol("x"), sp.Function("f"), sp.Function("g")
+    >>> print(latex(sp.Derivative(f(x) * g(x), x)))
+    \frac{d}{d x} \left(f{\left(x \right)} g{\left(x \right)}\right)
+    >>> print(latex(sp.Derivative(f(x), x) * g(x)))
+    g{\left(x \right)} \frac{d}{d x} f{\left(x \right)}
     """
     return str(NotationPrinter({"symbol_names": dict(names or {})}, order).doprint(expression))

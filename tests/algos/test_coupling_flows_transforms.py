@@ -24,6 +24,7 @@ from pkg.algos.coupling_flows import (
     Squeeze,
 )
 from pkg.algos.coupling_flows.networks import MLP, ConvNet
+from pkg.algos.coupling_flows.spline import _log_slope, _rise, _share_at_height
 
 VECTORS = [(d,) for d in range(1, 8)]
 IMAGES = [(1, 2, 4), (2, 4, 2), (3, 2, 3)]
@@ -341,6 +342,22 @@ def test_the_logit_in_numbers():
     assert z[0].tolist() == pytest.approx([math.log(y / (1 - y)) for y in inner], rel=1e-14)
     slope = sum(math.log(0.8 / (y * (1 - y))) for y in inner)
     assert float(log_det) == pytest.approx(slope, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steep", [0.01, 1.0, 10.0, 1e3, 1e5])
+def test_a_steep_end_costs_the_inverse_of_a_spline_no_digits(steep, dtype):
+    """One form of the quadratic's root loses them at a steep upper end, the other at a lower one."""
+    share = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    for d0, d1 in ((0.5, steep), (steep, 0.5), (steep, steep)):
+        bin_ = one, one * d0, one * d1
+        up = _rise(share, *bin_).to(dtype)
+        found = _share_at_height(up, *(x.to(dtype) for x in (one, *bin_)))
+        exact = share if dtype == torch.float64 else _share_at_height(up.double(), one, *bin_)
+        # two roundings of the share, and what a rounding of the height moves it by
+        moved = up.double() / _log_slope(exact, *bin_).exp()
+        assert ((found - exact).abs() < 2 * torch.finfo(dtype).eps * (exact + moved)).all()
 
 
 def test_a_spline_far_out_in_a_corner():

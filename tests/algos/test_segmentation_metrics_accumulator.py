@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pkg.algos.segmentation_metrics import SegmentationMetrics, confusion_matrix, mean_iou
+from pkg.algos.segmentation_metrics.accumulator import _carrier
 
 
 def batch(images, classes, seed):
@@ -219,6 +220,9 @@ class Ranks:
     def get_world_size(self, group):
         return self.count
 
+    def get_backend(self, group):
+        return "gloo"
+
     def _exchange(self, tensor):
         self.given[self.here.rank] = tensor.clone()
         self.barrier.wait()
@@ -254,6 +258,14 @@ def test_ranks_with_many_few_and_no_images(monkeypatch):
     for shard in shards:
         assert torch.equal(shard.confusion, whole.confusion)
         assert torch.equal(shard.per_image, whole.per_image)
+
+
+def test_nccl_is_given_tensors_of_this_process_gpu(monkeypatch):
+    """It refuses those of the CPU, where the counts are kept."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for backend, device in (("nccl", "cuda:3"), ("gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cpu")):
+        monkeypatch.setattr(dist, "get_backend", lambda group, backend=backend: backend)
+        assert _carrier(None) == torch.device(device)
 
 
 def test_sync_needs_processes():

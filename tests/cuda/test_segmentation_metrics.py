@@ -228,3 +228,23 @@ def test_out_of_range_raises_on_the_gpu_as_on_the_cpu():
     target = torch.tensor([[0, 1], [5, 0]]).cuda()
     with pytest.raises(ValueError, match=r"target has label 5 at index \(1, 0\)"):
         confusion_matrix(target, target.clamp(max=1), 2)
+
+
+@pytest.mark.gpu
+def test_counts_are_summed_over_nccl(tmp_path):
+    """A group of one: what it moves must be the GPU's, and what is kept stays on the CPU."""
+    import torch.distributed as dist
+
+    from pkg.algos.segmentation_metrics import SegmentationMetrics
+
+    metrics = SegmentationMetrics(3)
+    metrics.update(torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+    before = metrics.state_dict()
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/init", rank=0, world_size=1)
+    try:
+        metrics.sync()
+    finally:
+        dist.destroy_process_group()
+    after = metrics.state_dict()
+    assert torch.equal(after["confusion"], before["confusion"])
+    assert torch.equal(after["per_image"], before["per_image"])

@@ -224,16 +224,25 @@ def test_the_number_at_which_a_sibling_is_refused(name, drawn):
 @pytest.mark.parametrize("vocab", [5, 4096 + 40])
 def test_a_refusal_that_leaves_nothing(vocab):
     """Where p is q only a token that neither can give is refused; then p itself is drawn from."""
-    p = logits(1, 2, vocab, seed=4)
+    p = logits(1, 2, vocab, seed=4).repeat(3, 1, 1)
     p[..., 2] = -torch.inf
-    p[..., -2:] += 12  # nearly all of p is at its end, in the last block
-    tokens, parents = torch.tensor([[2]]), torch.tensor([[-1]])
-    u = torch.tensor([[0.0, 0.75]], dtype=torch.float64)
+    p[..., [0, -2, -1]] += 12  # nearly all of p is at its ends, in the first and the last block
+    tokens, parents = torch.tensor([[2]] * 3), torch.tensor([[-1]] * 3)
+    u = torch.tensor([[0.0, 0.02], [0.0, 0.9], [0.5, 0.02]], dtype=torch.float64)
     accepted = check_tree((tokens, parents, p.clone(), p, u), {})
-    assert accepted.tolist() == [0]
+    assert accepted.tolist() == [0, 0, 0]
     for whole in (False, True):
-        case = tokens, p[:, :1].clone(), p, u, torch.tensor([1])
-        assert check_chain(case, {}, whole=whole).tolist() == [0]
+        case = tokens, p[:, :1].clone(), p, u, torch.tensor([1, 1, 1])
+        assert check_chain(case, {}, whole=whole).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "copied"])
+def test_many_short_drafts_over_few_tokens(drawn):
+    """With five tokens a draw often falls where another token's refusal would have left too much."""
+    accepted = check_chain(chain(9, 3, 5, {}, seed=21), {}, whole=False, drawn=drawn)
+    assert len(set(accepted.tolist())) > 2
+    check_chain(chain(6, 3, 5, {}, seed=22), {}, whole=True, drawn=drawn)
+    check_tree(tree(6, [-1, -1, 0, 1], 5, {}, seed=22), {}, drawn=drawn)
 
 
 def test_steps_of_a_block_are_put_together_in_any_order():

@@ -107,7 +107,7 @@ def _cost_of_weight() -> str:
 
     return (
         "with a target of (.3, .2, .5) and a draft of (.1, .1, .8), drafts of two, the total variation "
-        f"is exactly {_off(verify, target, draft, 2)}. Over two tokens it is always 0, "
+        f"is exactly {_off(verify, target, draft, 2)}. For a vocabulary of two it is always 0, "
         "so a test with a coin shows nothing."
     )
 

@@ -70,10 +70,15 @@ def _log_slope(share: Tensor, slope: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
 
 
 def _share_at_height(up: Tensor, height: Tensor, slope: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
-    """Solve the quadratic equation for the way across, in the form that does not cancel."""
+    """Solve the quadratic equation for the way across, in the form that does not cancel.
+
+    There are two forms of the root, and one of them adds numbers of one sign. b is negative near the
+    upper end of a bin that ends more than twice as steep as it is on average; then a is positive.
+    """
     bend = d0 + d1 - 2 * slope
     a = height * (slope - d0) + up * bend
     b = height * d0 - up * bend
     c = -slope * up
     root = (b**2 - 4 * a * c).clamp(min=0).sqrt()
-    return (2 * c / (-b - root)).clamp(0, 1)
+    top = torch.where(b > 0, 2 * c, root - b)
+    return (top / torch.where(b > 0, -b - root, 2 * a)).clamp(0, 1)

@@ -175,7 +175,9 @@ class SegmentationMetrics:
     def sync(self, group: dist.ProcessGroup | None = None) -> None:
         """Make every process of a `torch.distributed` group hold what all of them have seen.
 
-        The int64 matrix is all-reduced; the images' rows are gathered in the order of the ranks.
+        The int64 matrix is all-reduced; the images' rows are gathered in the order of the ranks. What is
+        kept stays on the CPU; for a group that moves GPU tensors alone it is carried over this process's
+        current GPU.
 
         Raises
         ------
@@ -184,17 +186,18 @@ class SegmentationMetrics:
         """
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("sync needs torch.distributed.init_process_group first")
-        dist.all_reduce(self.confusion, op=dist.ReduceOp.SUM, group=group)
-        world = dist.get_world_size(group)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-        dist.all_gather(lengths, torch.tensor([len(self.per_image)]), group=group)
+        here, world = _carrier(group), dist.get_world_size(group)
+        total = self.confusion.to(here)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=here) for _ in range(world)]
+        dist.all_gather(lengths, torch.tensor([len(self.per_image)], device=here), group=group)
         longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, self.num_classes, 3, dtype=torch.int64)
+        padded = torch.zeros(longest, self.num_classes, 3, dtype=torch.int64, device=here)
         padded[: len(self.per_image)] = self.per_image
         parts = [torch.zeros_like(padded) for _ in range(world)]
         dist.all_gather(parts, padded, group=group)
         kept = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
-        self.per_image = torch.cat(kept)
+        self.confusion, self.per_image = total.cpu(), torch.cat(kept).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on later: plain integers and two int64 tensors."""
@@ -268,3 +271,10 @@ def _pooled(image_iou: Tensor, absent: Absent) -> float:
     if absent == "exclude":
         return _exact_mean(seen)
     return _exact_mean(seen.nan_to_num(nan=1.0 if absent == "one" else 0.0))
+
+
+def _carrier(group: dist.ProcessGroup | None) -> torch.device:
+    """Return the device whose tensors a group can move: NCCL takes no others than the GPU's."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -18,8 +18,8 @@ def hausdorff_distance(
     """Largest distance from a pixel of one mask to the nearest pixel of the other.
 
     Distances are between pixel centres and over all pixels of the two sets. (Medical packages often
-    use the surfaces alone; for the full distance both agree whenever the masks overlap nowhere
-    inside, and differ by what lies in the interior otherwise.)
+    take the contours alone, and that is another number: a pixel deep inside the other mask has
+    distance 0 here, and is far from a contour.)
 
     Parameters
     ----------

@@ -16,8 +16,9 @@ class PanopticQuality:
     Attributes
     ----------
     pq, sq, rq
-        Shape (C,), float64: panoptic, segmentation and recognition quality; `pq = sq * rq`. NaN
-        where a class has no segment in truth or prediction (`sq` also where nothing matched).
+        Shape (C,), float64: panoptic, segmentation and recognition quality. NaN
+        where a class has no segment in truth or prediction. Where something matched, `pq` is
+        `sq * rq`; where nothing did, `pq` and `rq` are 0 and `sq` is NaN.
     true_positives, false_positives, false_negatives
         Shape (C,), int64: matched, unmatched predicted and unmatched true segments.
     """
