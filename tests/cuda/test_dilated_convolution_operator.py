@@ -60,6 +60,22 @@ def test_gradients_of_first_and_second_order(name):
 
 
 @layers
+@pytest.mark.parametrize("learns", [0, 1], ids=["input", "weight"])
+def test_second_gradients_where_only_one_of_the_two_learns(name, learns):
+    """The gradient of a gradient goes back to what arrived, though the other tensor needs none."""
+    tensors, rest = inputs(name, gradient=False)
+    leaf = tensors[learns].requires_grad_()
+    output = forward_operator(*tensors, *rest)
+    arriving = torch.ones_like(output).requires_grad_()
+    (first,) = torch.autograd.grad(output, leaf, arriving, create_graph=True)
+    (found,) = torch.autograd.grad((first * first).sum(), arriving)
+    # The first gradient is linear in what arrived, and 2 first, sent forward, is its gradient.
+    sent = [t.detach() for t in tensors[:2]]
+    sent[learns] = 2 * first.detach()
+    assert torch.allclose(found, forward_operator(*sent, None, *rest), rtol=1e-12, atol=1e-12)
+
+
+@layers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 def test_error_of_the_cpu_form_is_at_most_twice_pytorchs(name, dtype, form):
