@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WIDTH", "ratio_table", "recorded_cases"]
+from pkg.printed import WIDTH
+
+__all__ = ["ratio_table", "recorded_cases"]
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-#: Characters of a printed line that the website's column holds; what is longer would be cut off.
-WIDTH = 79
 
 Case = Mapping[str, Any]
 

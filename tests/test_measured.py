@@ -7,7 +7,8 @@ import json
 import pytest
 
 from pkg import measured
-from pkg.measured import WIDTH, ratio_table, recorded_cases
+from pkg.measured import ratio_table, recorded_cases
+from pkg.printed import WIDTH
 
 CASES = [
     {"name": "a, 1", "threads": 1, "ratios": {"ours": 1.0, "p": 0.5, "q": 12.0}},

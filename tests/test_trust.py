@@ -16,9 +16,7 @@ SLUG = "mixed_precision"
 
 
 def origin(part):
-    home = trials.PARTS[part][1]
-    made = {"code": trials._today(home, SLUG), "commit": "abc1234", "date": "2026-11-24"}
-    return made | {"statements": trials.statements(SLUG)} if part in trials.OF_STATEMENTS else made
+    return trials.of_today(SLUG, part) | {"commit": "abc1234", "date": "2026-11-24"}
 
 
 @pytest.fixture

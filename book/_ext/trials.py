@@ -94,15 +94,17 @@ def load(slug: str, folder: Path = FOLDER) -> Trials | None:
 
 def outdated(slug: str, parts: dict[str, dict[str, Any]]) -> list[str]:
     """Return the parts that are missing, or of other code or other equations than today's."""
-    found = []
-    for part, (_, home) in PARTS.items():
-        origin = parts.get(part, {}).get("origin", {})
-        same = origin.get("code") == _today(home, slug)
-        if part in OF_STATEMENTS:
-            same = same and origin.get("statements") == statements(slug)
-        if not same:
-            found.append(part)
-    return found
+    return [
+        part
+        for part in PARTS
+        if not of_today(slug, part).items() <= parts.get(part, {}).get("origin", {}).items()
+    ]
+
+
+def of_today(slug: str, part: str) -> dict[str, str]:
+    """Return what a record of today's code, and of today's equations, says that it is of."""
+    made = {"code": _today(PARTS[part][1], slug)}
+    return made | {"statements": statements(slug)} if part in OF_STATEMENTS else made
 
 
 def statements(slug: str, chapters: Path = ROOT / "book" / "chapters") -> str:

@@ -221,6 +221,14 @@ def test_the_number_at_which_a_sibling_is_refused(name, drawn):
     assert accepted.tolist() == [1, 0] * len(places)
 
 
+def test_one_child_at_the_largest_number():
+    """Where p is q it is kept, however large the number is."""
+    p = torch.zeros(1, 2, 5)
+    tokens, parents = torch.tensor([[2]]), torch.tensor([[-1]])
+    u = torch.full((1, 2), 1 - 2.0**-53, dtype=torch.float64)
+    assert check_tree((tokens, parents, p.clone(), p, u), {}).tolist() == [1]
+
+
 @pytest.mark.parametrize("vocab", [5, 4096 + 40])
 def test_a_refusal_that_leaves_nothing(vocab):
     """Where p is q only a token that neither can give is refused; then p itself is drawn from."""

@@ -54,7 +54,7 @@ def main() -> int:
             chosen = every(there, options.most, options.shift)
             if options.again:
                 chosen = record.alive(slug, there)
-            origin = record.code_origin(slug)
+            origin = record.origin(slug, "code")
             verdicts = judge(slug, chosen, options.jobs, say) if chosen else Verdicts()
             found["code"] = record.code(slug, len(there), chosen, verdicts, origin)
             if options.again:
@@ -64,13 +64,13 @@ def main() -> int:
             chosen = every(there, options.kernels, options.shift)
             if options.again:
                 chosen = record.alive(slug, there, "kernels")
-            origin = record.kernel_origin(slug)
+            origin = record.origin(slug, "kernels")
             outcomes = judge_kernels(slug, chosen, options.jobs, say) if chosen else []
             found["kernels"] = record.kernels(slug, len(there), outcomes, origin)
             if options.again:
                 found["kernels"] = record.together(record.load(slug)["kernels"], found["kernels"])
         if "entries" in options.parts:
-            origin = record.statement_origin(slug)
+            origin = record.origin(slug, "formulas")
             attempts = attack(slug, say)
             found["formulas"] = record.attempts(slug, attempts, "formula", origin)
             found["vacuity"] = record.attempts(slug, attempts, "vacuity", origin)

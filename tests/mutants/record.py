@@ -47,19 +47,10 @@ def equivalent_formulas(slug: str) -> dict[tuple[str, str], str]:
 # ------------------------------------------------------------------ what is recorded
 
 
-def code_origin(slug: str) -> dict[str, Any]:
-    """Return the origin of a record of the algorithm; to be asked for before the run."""
-    return made_by(chapter_files("pkg/algos", slug), _cores())
-
-
-def statement_origin(slug: str) -> dict[str, Any]:
-    """Return the origin of a record of the equations; to be asked for before the run."""
-    return code_origin(slug) | {"statements": trials.statements(slug)}
-
-
-def kernel_origin(slug: str) -> dict[str, Any]:
-    """Return the origin of a record of the kernels; to be asked for before the run."""
-    return made_by(chapter_files("pkg/cuda", slug), _cores())
+def origin(slug: str, part: str) -> dict[str, Any]:
+    """Return the origin of a part of a chapter's record; to be asked for before the run."""
+    files = chapter_files(PARTS[part][1], slug)
+    return made_by(files, f"{os.cpu_count()} cores") | trials.of_today(slug, part)
 
 
 def code(
@@ -172,7 +163,7 @@ def exercises(slug: str) -> dict[str, Any]:
         "empty_refused": sum(
             not exercise.judge(empty) for exercise in every for empty in (..., None)
         ),
-        "origin": made_by(chapter_files("pkg/exercises", slug), _cores()),
+        "origin": origin(slug, "exercises"),
     }
 
 
@@ -210,7 +201,3 @@ def store(slug: str, found: dict[str, Any]) -> Path:
 def outdated(slug: str) -> list[str]:
     """Return the parts that are missing, or of other code or other equations than today's."""
     return trials.outdated(slug, load(slug))
-
-
-def _cores() -> str:
-    return f"{os.cpu_count()} cores"

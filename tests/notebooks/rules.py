@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pkg.measured import WIDTH
+from pkg.printed import WIDTH
 
 ENTRY = "application/vnd.checked.entry+json"
 LONGEST_CELL = 45
