@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 
 from book._ext.accessible import mend
 from book._ext.inline_svg import inline
+from book._ext.punctuation import glue
 from pkg.plotting import INK, figure, show
 
 ROOT = Path(__file__).parents[1]
@@ -135,3 +137,26 @@ def test_mending_names_what_has_no_name():
     assert 'aria-label="Pages under API"' in page
     assert "Color mode" in page
     assert mend(page) == page
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("for any ", ". Then", ["for any ", "[s].", " Then"]),
+        ("(", ")", ["", "([s])", ""]),
+        ("where (of ", "), and", ["where (of ", "[s]),", " and"]),
+        ("with ", " in it", ["with ", "[s]", " in it"]),
+        ("", ", so", ["[s],", " so"]),
+    ],
+)
+def test_a_formula_keeps_its_punctuation(before, after, expected):
+    parts = [nodes.Text(before)] if before else []
+    paragraph = nodes.paragraph("", "", *parts, nodes.math("", "s"), nodes.Text(after))
+    glue(paragraph.next_node(nodes.math))
+    for math in paragraph.findall(nodes.math):
+        math[:] = [nodes.Text("[s]")]
+    assert [part.astext() for part in paragraph] == expected
+    glued = [
+        part for part in paragraph if "glued" in getattr(part, "attributes", {}).get("classes", [])
+    ]
+    assert len(glued) == (after != " in it")

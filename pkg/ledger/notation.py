@@ -10,8 +10,8 @@ Differences from SymPy's own printer, and why:
   SymPy's; positive terms come before negative ones, and a number first (`1 + x`) unless it is
   added to a count (`k + 1`);
 - a sum over a plain denominator is printed as a fraction times the sum;
-- a product under a derivative has brackets, and a derivative stands last among factors: what it is of
-  ends where the brackets end, or the product;
+- a product under a derivative has brackets, and a derivative, or a symbol that begins with a
+  logarithm, stands last among factors: what it is of ends where the brackets end, or the product;
 - `iverson` is printed as the bracket, and a `Piecewise` with values (a, 0) as bracket times a.
 """
 
@@ -168,7 +168,7 @@ class NotationPrinter(LatexPrinter):  # type: ignore[misc]
             key=lambda item: (
                 not item[1].is_number,
                 item[1].has(sp.Sum),
-                item[1].has(sp.Derivative),
+                item[1].has(sp.Derivative) or getattr(item[1], "name", "").startswith(r"\log"),
                 self._place(item[1]),
                 item[0],
             ),
@@ -234,5 +234,7 @@ def latex(
     \frac{d}{d x} \left(f{\left(x \right)} g{\left(x \right)}\right)
     >>> print(latex(sp.Derivative(f(x), x) * g(x)))
     g{\left(x \right)} \frac{d}{d x} f{\left(x \right)}
+    >>> print(latex(sp.Symbol("H") * sp.Symbol(r"\log\left|\det W\right|")))
+    H \log\left|\det W\right|
     """
     return str(NotationPrinter({"symbol_names": dict(names or {})}, order).doprint(expression))
