@@ -10,7 +10,7 @@ __all__ = ["PHONE", "WIDTH", "print_refusals", "refusal", "wrapped"]
 
 #: Characters of a printed line that the website's column holds; what is longer would be cut off.
 WIDTH = 79
-#: The same on a phone, 390 pixels wide.
+#: Characters of a printed line that a phone of 390 pixels holds; what is longer scrolls in its box.
 PHONE = 41
 
 

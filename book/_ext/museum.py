@@ -11,15 +11,31 @@ from book._ext.ledger_pages import LedgerDirective
 from book._ext.records import Exhibit, Stored
 
 
-class MuseumPage(LedgerDirective):
-    """`{museum}`: how many there are, then a section a chapter with its exhibits."""
+class MuseumDirective(LedgerDirective):
+    """What shows exhibits."""
+
+    def stored(self) -> dict[str, Stored]:
+        """Return the notebooks that have exhibits."""
+        return {name: each for name, each in self.notebooks().items() if each.exhibits}
+
+
+class MuseumCount(MuseumDirective):
+    """`{museum-count}`: a sentence on how many bugs there are, and whose.
+
+    By itself, for MyST hangs sections into the page before what a directive returns beside them.
+    """
+
+    def run(self) -> list[nodes.Node]:
+        """Return the sentence."""
+        return self.parse_text_to_nodes(count(self.stored()))
+
+
+class MuseumPage(MuseumDirective):
+    """`{museum}`: a section a chapter with its exhibits."""
 
     def run(self) -> list[nodes.Node]:
         """Return the page's text, parsed as Markdown, so that stories may hold formulas and code."""
-        stored = {name: each for name, each in self.notebooks().items() if each.exhibits}
-        # What stands before the first heading is parsed by itself: MyST would lose it.
-        head = self.parse_text_to_nodes(count(stored))
-        return head + self.parse_text_to_nodes(sections(stored), allow_section_headings=True)
+        return self.parse_text_to_nodes(sections(self.stored()), allow_section_headings=True)
 
 
 def count(stored: dict[str, Stored]) -> str:
@@ -49,6 +65,7 @@ def _one(exhibit: Exhibit, docname: str) -> str:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("museum", MuseumPage)
+    app.add_directive("museum-count", MuseumCount)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
